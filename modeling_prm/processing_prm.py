@@ -1,0 +1,317 @@
+"""From a problem and its steps to token ids: the only place that knows the layout of a PRM's input."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from transformers import BatchEncoding, PreTrainedTokenizerBase, ProcessorMixin
+
+from .configuration_prm import LAYOUT_OPTIONS, check_options
+
+# Text with digits, code, spaces, line ends and several scripts. Its ids are saved with a processor, so
+# that a tokenizer which loads as another class, and then cuts text differently, is noticed.
+_PROBE = "Step 12: 3.14 × 2 = 6.28,  so\n\n\tf(x) := {x_1}² ≠ -7; it's naïve — 第三步, шаг 4.  "
+
+
+class EncodedSolution(NamedTuple):
+    """One problem with its steps as ids, not padded.
+
+    `input_ids` holds L ids and `step_positions` the 0-based index at which each kept step's score is
+    read; `num_steps` counts the steps given, so `num_steps - len(step_positions)` did not fit.
+    """
+
+    input_ids: list[int]
+    step_positions: list[int]
+    num_steps: int
+
+
+class PRMProcessor(ProcessorMixin):
+    """Turns problems and steps into the inputs of `PRMForStepScoring`.
+
+    The ids are `[BOS if the tokenizer adds one] + ids(problem_template)`, then for each step
+    `ids(step_template) + [separator id] + ids(step_joiner)`, without the joiner after the last. Every
+    piece is tokenized alone, so nothing merges a separator into a step, and in the text of problems and
+    steps special tokens and the separator are plain text.
+
+    Args:
+        tokenizer: the backbone's tokenizer, with the separator in its vocabulary.
+        separator_token, separator_is_reserved, score_offset, prompt_layout, problem_template,
+        step_template, step_joiner, max_length, layout_version: as in `PRMConfig`.
+        ids_probe: SHA-256 of the ids of a fixed text, saved with a processor to check the tokenizer
+            that loads.
+
+    Raises:
+        ValueError: the separator is not one token of the vocabulary, or the tokenizer gives other ids
+            than the one that was saved.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        separator_token: str = "<|step_end|>",
+        separator_is_reserved: bool = True,
+        score_offset: int = 0,
+        prompt_layout: str = "plain",
+        problem_template: str = "Problem: {problem}\n\n",
+        step_template: str = "Step {i}: {step}",
+        step_joiner: str = "\n",
+        max_length: int | None = None,
+        layout_version: int = 1,
+        ids_probe: str | None = None,
+    ) -> None:
+        options = {name: value for name, value in locals().items() if name in LAYOUT_OPTIONS}
+        check_options(options)
+        super().__init__(tokenizer)
+        for name, value in options.items():
+            setattr(self, name, value)
+        self.separator_token_id = separator_id(tokenizer, separator_token)
+        if ids_probe is not None and ids_probe != self._probe():
+            raise ValueError(
+                f"the tokenizer loaded as {type(tokenizer).__name__} and gives other ids than the one that was saved "
+                "with this processor, so every score would be off; load it with the versions of transformers and "
+                "tokenizers that saved it"
+            )
+        self._prepare_pieces()
+
+    def _prepare_pieces(self) -> None:
+        """Tokenize what stays the same in every input."""
+        before, after = self.problem_template.split("{problem}")
+        head, self._before_problem = _split_after_last_special(self.tokenizer, before)
+        self._after_problem, tail = _split_before_first_special(self.tokenizer, after)
+        bos_ids = [] if self.prompt_layout == "chat" else _bos_ids(self.tokenizer)
+        self._head_ids = bos_ids + self._template_ids(head)
+        self._tail_ids = self._template_ids(tail)
+        self._joiner_ids = self._template_ids(self.step_joiner)
+        self._before_step, self._after_step = self.step_template.split("{step}")
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "step_positions"]
+
+    @property
+    def pad_token_id(self) -> int:
+        """The id that fills padding; any will do, since padding is masked."""
+        for token_id in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token_id is not None:
+                return token_id
+        return 0
+
+    def __call__(
+        self,
+        problem: str | Sequence[str],
+        steps: str | Sequence[str] | Sequence[Sequence[str]],
+        *,
+        step_delimiter: str | None = None,
+        truncation: str = "error",
+        padding_side: str = "right",
+        return_tensors: str | None = None,
+    ) -> BatchEncoding:
+        """Encode one problem with its steps, or a batch of both.
+
+        Args:
+            problem: one problem, or B of them.
+            steps: the steps of one solution, or B lists of steps. With `step_delimiter`, the whole text
+                of one solution or of B solutions, which is cut there (blank pieces are left out).
+            step_delimiter: where to cut whole texts, such as `"\\n\\n"`.
+            truncation: `"error"` raises where an input is longer than `max_length`; `"drop"` leaves out
+                whole steps from the first that does not fit on.
+            padding_side: `"right"` or `"left"`.
+            return_tensors: `"pt"`, `"np"`, or None for lists.
+
+        Returns:
+            `input_ids` (B, L) int64, `attention_mask` (B, L) int64 and `step_positions` (B, S) int64,
+            padded with -1. B is 1 for a single problem.
+
+        Raises:
+            TypeError: problems or steps of the wrong type.
+            ValueError: no step, an empty step, lists of unequal length, or an input that is too long.
+        """
+        problems, solutions = _as_batch(problem, steps, step_delimiter)
+        encoded = self.encode(problems, solutions, truncation=truncation)
+        for index, item in enumerate(encoded):
+            if not item.step_positions:
+                raise ValueError(
+                    f"solution {index} keeps 0 of {item.num_steps} steps at max_length={self.max_length}: problem and "
+                    "first step alone are longer; raise max_length or leave it out"
+                )
+        return self.pad(encoded, padding_side=padding_side, return_tensors=return_tensors)
+
+    def encode(
+        self, problems: Sequence[str], solutions: Sequence[Sequence[str]], *, truncation: str = "error"
+    ) -> list[EncodedSolution]:
+        """Encode B problems with B lists of steps, without padding.
+
+        With `truncation="drop"` a solution keeps the steps that fit, which may be none.
+
+        Raises:
+            ValueError: with `truncation="error"`, an input is longer than `max_length`.
+        """
+        if truncation not in ("error", "drop"):
+            raise ValueError(f"truncation must be 'error' or 'drop', got {truncation!r}")
+        texts = [self._before_problem + problem + self._after_problem for problem in problems]
+        for steps in solutions:
+            texts += [
+                self._before_step.replace("{i}", str(i)) + step + self._after_step.replace("{i}", str(i))
+                for i, step in enumerate(steps, start=1)
+            ]
+        ids = self._text_ids(texts)
+        encoded, start = [], len(problems)
+        for index, steps in enumerate(solutions):
+            prompt_ids = self._head_ids + ids[index] + self._tail_ids
+            item = self._join(prompt_ids, ids[start : start + len(steps)])
+            start += len(steps)
+            if truncation == "error" and len(item.step_positions) < len(steps):
+                raise ValueError(
+                    f"solution {index} keeps {len(item.step_positions)} of {len(steps)} steps at "
+                    f"max_length={self.max_length}; raise max_length or pass truncation='drop'"
+                )
+            encoded.append(item)
+        return encoded
+
+    def pad(
+        self,
+        encoded: Sequence[EncodedSolution],
+        *,
+        padding_side: str = "right",
+        return_tensors: str | None = None,
+    ) -> BatchEncoding:
+        """Pad B encoded solutions to the arrays that `__call__` returns."""
+        if padding_side not in ("right", "left"):
+            raise ValueError(f"padding_side must be 'right' or 'left', got {padding_side!r}")
+        length = max(len(item.input_ids) for item in encoded)
+        most_steps = max(len(item.step_positions) for item in encoded)
+        columns: dict[str, list[list[int]]] = {name: [] for name in self.model_input_names}
+        for item in encoded:
+            missing = length - len(item.input_ids)
+            padding, mask = [self.pad_token_id] * missing, [1] * len(item.input_ids)
+            if padding_side == "right":
+                columns["input_ids"].append(item.input_ids + padding)
+                columns["attention_mask"].append(mask + [0] * missing)
+                positions = item.step_positions
+            else:
+                columns["input_ids"].append(padding + item.input_ids)
+                columns["attention_mask"].append([0] * missing + mask)
+                positions = [position + missing for position in item.step_positions]
+            columns["step_positions"].append(positions + [-1] * (most_steps - len(positions)))
+        return BatchEncoding(columns, tensor_type=return_tensors)
+
+    def to_dict(self) -> dict[str, Any]:
+        output: dict[str, Any] = super().to_dict()
+        output["ids_probe"] = self._probe()
+        return output
+
+    def _join(self, prompt_ids: list[int], steps_ids: Sequence[list[int]]) -> EncodedSolution:
+        input_ids, positions = list(prompt_ids), []
+        for index, step_ids in enumerate(steps_ids):
+            addition = (self._joiner_ids if index else []) + step_ids + [self.separator_token_id]
+            if self.max_length is not None and len(input_ids) + len(addition) > self.max_length:
+                break
+            input_ids += addition
+            positions.append(len(input_ids) - 1 + self.score_offset)
+        return EncodedSolution(input_ids, positions, len(steps_ids))
+
+    def _text_ids(self, texts: list[str]) -> list[list[int]]:
+        """Ids of texts of users, in which special tokens are plain text."""
+        ids: list[list[int]] = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        if self.separator_is_reserved:
+            for text, text_ids in zip(texts, ids, strict=True):
+                if self.separator_token_id in text_ids:
+                    raise ValueError(
+                        f"the separator {self.separator_token!r} came out of the text {text[:80]!r}, so it is not "
+                        "reserved for step ends; choose a separator that is a special token of its own"
+                    )
+        return ids
+
+    def _template_ids(self, text: str) -> list[int]:
+        """Ids of template text, in which special tokens are themselves."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def _probe(self) -> str:
+        ids = self._template_ids(_PROBE + self.separator_token)
+        return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
+
+
+def separator_id(tokenizer: PreTrainedTokenizerBase, separator_token: str) -> int:
+    """The one id of the separator.
+
+    Raises:
+        ValueError: the separator is not in the vocabulary and not one token as text either.
+    """
+    token_id = tokenizer.convert_tokens_to_ids(separator_token)
+    if token_id is not None and (token_id != tokenizer.unk_token_id or separator_token == tokenizer.unk_token):
+        return int(token_id)
+    ids = tokenizer(separator_token, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise ValueError(
+            f"the separator {separator_token!r} is not one token of this tokenizer's vocabulary (it gives {ids}); "
+            "PRMForStepScoring.from_backbone adds it to tokenizer and backbone together"
+        )
+    return int(ids[0])
+
+
+def _as_batch(problem: Any, steps: Any, step_delimiter: str | None) -> tuple[list[str], list[list[str]]]:
+    """Check and bring single and batched arguments to B problems and B lists of steps."""
+    single = isinstance(problem, str)
+    problems = [problem] if single else list(problem)
+    solutions = [steps] if single else list(steps)
+    if len(problems) != len(solutions):
+        raise ValueError(f"got {len(problems)} problems and {len(solutions)} solutions; give one solution a problem")
+    if not problems:
+        raise ValueError("got an empty batch; give at least one problem with its steps")
+    batch = []
+    for index, (text, solution) in enumerate(zip(problems, solutions, strict=True)):
+        if not isinstance(text, str):
+            raise TypeError(f"problem {index} must be a string, got {type(text).__name__}")
+        if isinstance(solution, str):
+            if step_delimiter is None:
+                raise TypeError(
+                    f"solution {index} is one string; give a list of steps, or say where to cut it with step_delimiter"
+                )
+            solution = [piece for piece in solution.split(step_delimiter) if piece.strip()]
+        solution = list(solution)
+        for number, step in enumerate(solution, start=1):
+            if not isinstance(step, str):
+                raise TypeError(f"step {number} of solution {index} must be a string, got {type(step).__name__}")
+            if not step.strip():
+                raise ValueError(f"step {number} of solution {index} is empty; leave it out or give its text")
+        if not solution:
+            raise ValueError(f"solution {index} has no step; give at least one")
+        batch.append(solution)
+    return problems, batch
+
+
+def _bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that the tokenizer puts before any text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return list(full[:start])
+    return []
+
+
+def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    tokens = {token for token in [*added, *tokenizer.all_special_tokens] if token}
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or r"(?!)")
+
+
+def _split_after_last_special(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str]:
+    end = max((match.end() for match in _special_pattern(tokenizer).finditer(text)), default=0)
+    return text[:end], text[end:]
+
+
+def _split_before_first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str]:
+    match = _special_pattern(tokenizer).search(text)
+    start = match.start() if match else len(text)
+    return text[:start], text[start:]
