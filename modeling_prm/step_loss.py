@@ -38,7 +38,5 @@ def step_loss(
         losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
     total = torch.where(labelled, losses, 0).sum()
     if num_items_in_batch is None:
-        return total / labelled.sum().clamp(min=1)
-    if isinstance(num_items_in_batch, torch.Tensor):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
+        num_items_in_batch = labelled.sum()
+    return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)

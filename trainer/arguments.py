@@ -1,0 +1,68 @@
+"""Options of training, beyond those of `transformers.TrainingArguments`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class PRMTrainingArguments(TrainingArguments):
+    """Options of `PRMTrainer`.
+
+    Everything that `transformers.TrainingArguments` takes, with `learning_rate` 1e-5 and
+    `logging_steps` 10 where Transformers has 5e-5 and 500, and the options below.
+
+    Args:
+        head_learning_rate: learning rate of the value head; that of the backbone where left out. A new
+            head beside a pretrained backbone usually learns better with 10 to 100 times the backbone's.
+        freeze_backbone: train the value head alone.
+        truncation: what happens to a solution longer than the processor's `max_length`: `"drop"` leaves
+            out whole steps with their labels, from the first that does not fit on; `"error"` stops.
+        overlong_problems: what happens to a record whose problem leaves room for no step: `"error"` stops
+            and names it, `"skip"` leaves it out. Either way what was left out is counted and logged.
+        error_threshold: probability under which a step counts as wrong in the metrics, in [0, 1].
+
+    Raises:
+        ValueError: an option has a value outside those allowed, or `label_smoothing_factor` is set, which
+            smooths a softmax that one logit a step does not have.
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of the backbone."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many optimizer steps."})
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the value head; that of the backbone if left out."}
+    )
+    freeze_backbone: bool = field(default=False, metadata={"help": "Train the value head alone."})
+    truncation: str = field(
+        default="drop",
+        metadata={
+            "help": "For solutions longer than max_length: 'drop' leaves out whole steps from the first that does "
+            "not fit on, 'error' stops.",
+            "choices": ["drop", "error"],
+        },
+    )
+    overlong_problems: str = field(
+        default="error",
+        metadata={
+            "help": "For records whose problem leaves room for no step: 'error' stops, 'skip' leaves them out.",
+            "choices": ["error", "skip"],
+        },
+    )
+    error_threshold: float = field(
+        default=0.5, metadata={"help": "Probability under which a step counts as wrong in the metrics."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.label_smoothing_factor != 0:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} smooths the targets of a softmax, which a PRM "
+                "with one logit a step does not have; leave it at 0 and give soft labels in the data instead"
+            )
+        for name, allowed in (("truncation", ("drop", "error")), ("overlong_problems", ("error", "skip"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if not 0.0 <= self.error_threshold <= 1.0:
+            raise ValueError(f"error_threshold must be in [0, 1], got {self.error_threshold}")
+        super().__post_init__()

@@ -1,0 +1,35 @@
+"""Batches for training: pads tokenized records and their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from modeling_prm import PRMProcessor
+from modeling_prm.processing_prm import EncodedSolution
+from modeling_prm.step_loss import IGNORED_LABEL
+
+
+@dataclass(frozen=True)
+class PRMDataCollator:
+    """Pads B tokenized records to the inputs of `PRMForStepScoring.forward`.
+
+    Called with rows of `input_ids`, `step_positions` and `labels` (see `tokenize_dataset`), it returns
+    `input_ids` and `attention_mask` (B, L) int64, `step_positions` (B, S) int64 padded with -1 and
+    `labels` (B, S) float32 padded with -100.
+    """
+
+    processor: PRMProcessor
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        encoded = [
+            EncodedSolution(row["input_ids"], row["step_positions"], len(row["step_positions"])) for row in features
+        ]
+        batch = dict(self.processor.pad(encoded, return_tensors="pt"))
+        labels = torch.full(batch["step_positions"].shape, IGNORED_LABEL)
+        for index, row in enumerate(features):
+            labels[index, : len(row["labels"])] = torch.tensor(row["labels"], dtype=torch.float32)
+        return {**batch, "labels": labels}
