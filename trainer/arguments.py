@@ -8,6 +8,61 @@ from transformers import TrainingArguments
 
 
 @dataclass
+class ModelArguments:
+    """Options of the command line for a new PRM, as in `PRMForStepScoring.from_backbone`."""
+
+    _argument_group_name = "model"
+
+    backbone: str = field(metadata={"help": "The backbone: a Hub id, a folder, or a GGUF file."})
+    head_type: str = field(default="linear", metadata={"help": "The value head.", "choices": ["linear", "mlp"]})
+    head_dropout: float = field(default=0.1, metadata={"help": "Dropout before the linear head."})
+    separator_token: str = field(default="<|step_end|>", metadata={"help": "The token that closes each step."})
+    prompt_layout: str = field(
+        default="plain",
+        metadata={"help": "Plain text, or the backbone's chat template.", "choices": ["plain", "chat"]},
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Most tokens in one input; as many as the backbone reads if left out."}
+    )
+    aggregation: str = field(default="min", metadata={"help": "How step probabilities become one score by default."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention of the backbone: eager, sdpa, flash_attention_2, ..."}
+    )
+    backbone_dtype: str = field(
+        default="float32", metadata={"help": "Dtype of the backbone's weights; train with --bf16 for autocast."}
+    )
+    backbone_revision: str = field(default="main", metadata={"help": "Revision of a backbone on the Hub."})
+
+
+@dataclass
+class DataArguments:
+    """Options of the command line for the data."""
+
+    _argument_group_name = "data"
+
+    train_data: list[str] = field(
+        metadata={"help": "Files, folders or Hub ids of labelled solutions, read by trainer.readers."}
+    )
+    eval_data: list[str] = field(
+        default_factory=list,
+        metadata={"help": "The same for evaluation; name=path gives a set of its own with metrics under its name."},
+    )
+    eval_fraction: float = field(
+        default=0.0,
+        metadata={"help": "Share of the training problems to hold out for evaluation, all solutions of one together."},
+    )
+    data_format: str = field(default="auto", metadata={"help": "Format of the data, found by its columns if 'auto'."})
+    on_bad_row: str = field(
+        default="error",
+        metadata={"help": "Stop at a row that cannot be read, or skip and count it.", "choices": ["error", "skip"]},
+    )
+
+    def __post_init__(self) -> None:
+        if self.eval_data and self.eval_fraction:
+            raise ValueError("give --eval-data or --eval-fraction, not both")
+
+
+@dataclass
 class PRMTrainingArguments(TrainingArguments):
     """Options of `PRMTrainer`.
 
@@ -28,6 +83,8 @@ class PRMTrainingArguments(TrainingArguments):
         ValueError: an option has a value outside those allowed, or `label_smoothing_factor` is set, which
             smooths a softmax that one logit a step does not have.
     """
+
+    _argument_group_name = "training"
 
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of the backbone."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many optimizer steps."})

@@ -1,0 +1,93 @@
+"""Options of the entry points: from the command line, over those of a YAML file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+def parse_options(
+    dataclass_types: Sequence[type],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str,
+    usage: str,
+    description: str,
+) -> tuple[Any, ...]:
+    """One instance of each dataclass, from `argv` and from the file that `--config` names.
+
+    The file is a YAML mapping of the options' names (with `_` or `-`); what the command line gives wins.
+    Mistakes print one line and exit with status 2, as argparse does.
+    """
+    parser = HfArgumentParser(
+        dataclass_types, prog=f"python -m {prog}", usage=usage, description=description, allow_abbrev=False
+    )
+    parser.add_argument("--config", help="A YAML file of these options; what the command line gives wins.")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    with one_line_errors(parser.error):
+        config = _config_argument(argv)
+        given = _file_options(parser, Path(config)) if config is not None else []
+        *instances, _, unknown = parser.parse_args_into_dataclasses(
+            given + argv, look_for_args_file=False, return_remaining_strings=True
+        )
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return tuple(instances)
+
+
+@contextmanager
+def one_line_errors(report: Any = None) -> Iterator[None]:
+    """Show an expected error (bad value, bad file) as one line without a traceback, and exit."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        (report or _exit_with)(str(error))
+
+
+def set_up_logging(*, main_process: bool) -> None:
+    """Show the library's messages on the main process, and only errors on the others."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    for package in ("trainer", "modeling_prm", "hub_card"):
+        logging.getLogger(package).setLevel(logging.INFO if main_process else logging.ERROR)
+
+
+def _exit_with(message: str) -> None:
+    sys.exit(f"error: {message}")
+
+
+def _config_argument(argv: Sequence[str]) -> str | None:
+    for index, argument in enumerate(argv):
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+        if argument == "--config" and index + 1 < len(argv):
+            return argv[index + 1]
+    return None
+
+
+def _file_options(parser: HfArgumentParser, path: Path) -> list[str]:
+    """The file's options as words of a command line."""
+    options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} must hold a mapping of options to values, got {type(options).__name__}")
+    known = {action.dest for action in parser._actions} - {"help", "config"}
+    words: list[str] = []
+    for name, value in options.items():
+        name = str(name).replace("-", "_")
+        if name not in known:
+            raise ValueError(f"{path} has the option {name!r}, which is not among those of `{parser.prog} --help`")
+        if value is None:
+            continue
+        words.append(f"--{name}")
+        if isinstance(value, list):
+            words += [str(item) for item in value]
+        else:
+            words.append(json.dumps(value) if isinstance(value, dict) else str(value))
+    return words

@@ -1,0 +1,119 @@
+"""Train a PRM: `accelerate launch -m trainer.train --backbone B --train-data F --output-dir D`.
+
+`python -m trainer.train --help` lists the options.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from modeling_prm import PRMForStepScoring, PRMProcessor
+
+from .arguments import DataArguments, ModelArguments, PRMTrainingArguments
+from .command_line import one_line_errors, parse_options, set_up_logging
+from .prm_trainer import PRMTrainer
+from .readers import load_step_dataset
+from .splits import split_by_problem
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Train as the options say; returns the metrics of the last evaluation (empty without one)."""
+    model_args, data_args, args = parse_options(
+        (ModelArguments, DataArguments, PRMTrainingArguments),
+        argv,
+        prog="trainer.train",
+        usage="%(prog)s --backbone BACKBONE --train-data FILE [FILE ...] --output-dir DIR [options]",
+        description="Train a process reward model on labelled steps. Start it with `accelerate launch -m trainer.train`"
+        " for several processes.",
+    )
+    set_up_logging(main_process=args.process_index == 0)
+    with one_line_errors():
+        checkpoint = find_checkpoint(args)
+        train_set, eval_sets = load_data(data_args, seed=args.seed)
+        set_seed(args.seed)
+        model, processor = start_model(model_args)
+        trainer = PRMTrainer(model, args, processing_class=processor, train_dataset=train_set, eval_dataset=eval_sets)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    metrics: dict[str, float] = {}
+    if eval_sets is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.accelerator.end_training()
+    return metrics
+
+
+def start_model(options: ModelArguments) -> tuple[PRMForStepScoring, PRMProcessor]:
+    """The new PRM and its processor."""
+    return PRMForStepScoring.from_backbone(
+        options.backbone,
+        head_type=options.head_type,
+        head_dropout=options.head_dropout,
+        separator_token=options.separator_token,
+        prompt_layout=options.prompt_layout,
+        max_length=options.max_length,
+        aggregation=options.aggregation,
+        attn_implementation=options.attn_implementation,
+        dtype=options.backbone_dtype,
+        revision=options.backbone_revision,
+    )
+
+
+def load_data(
+    options: DataArguments, *, seed: int
+) -> tuple[datasets.Dataset, datasets.Dataset | dict[str, datasets.Dataset] | None]:
+    """The training set, and the evaluation set or sets by name, if any."""
+    train_set = _load_all(options.train_data, options)
+    if options.eval_fraction:
+        return split_by_problem(train_set, options.eval_fraction, seed=seed)
+    named = [source.partition("=") for source in options.eval_data if "=" in source]
+    plain = [source for source in options.eval_data if "=" not in source]
+    if named and plain:
+        raise ValueError(f"name every evaluation set or none: {plain} have no name, as in name=path")
+    if named:
+        return train_set, {name: _load_all([path], options) for name, _, path in named}
+    return train_set, _load_all(plain, options) if plain else None
+
+
+def find_checkpoint(args: PRMTrainingArguments) -> str | None:
+    """The checkpoint to go on from: the one named, or the last in `output_dir` for `last`.
+
+    Raises:
+        ValueError: there is none, or there are some and the options do not say to go on from one.
+    """
+    folder = Path(args.output_dir)
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    wanted = args.resume_from_checkpoint
+    if wanted is None and last is not None:
+        raise ValueError(
+            f"{folder} holds {Path(last).name} of an earlier run; go on from it with --resume-from-checkpoint last, or "
+            "name another --output-dir"
+        )
+    if wanted in ("last", "True", "true"):
+        if last is None:
+            raise ValueError(f"{folder} holds no checkpoint to go on from; leave out --resume-from-checkpoint")
+        return last
+    return wanted
+
+
+def _load_all(sources: Sequence[str], options: DataArguments) -> datasets.Dataset:
+    parts = [load_step_dataset(path, format=options.data_format, on_bad_row=options.on_bad_row) for path in sources]
+    return datasets.concatenate_datasets(parts)
+
+
+if __name__ == "__main__":
+    main()
