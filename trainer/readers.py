@@ -1,0 +1,297 @@
+"""Reading labelled solutions from files and the Hub: nothing is lost without a word.
+
+    dataset = load_step_dataset("steps.jsonl")
+    records, report = read_step_records("folder_of_prmbench", on_bad_row="skip", rejected_file="bad.jsonl")
+
+The formats are in `trainer.formats`, the files in `trainer.data_files`.
+"""
+
+import itertools
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset, Features, List, Value
+
+from .data_files import (
+    SUFFIXES,
+    SourceRow,
+    is_hub_id,
+    iter_file_rows,
+    iter_hub_rows,
+    json_fault,
+    list_data_files,
+)
+from .formats import READERS, Reader
+from .records import StepRecord
+
+logger = logging.getLogger(__name__)
+
+OnBadRow = Literal["error", "skip"]
+
+STEP_FEATURES = Features(
+    {"problem": Value("string"), "steps": List(Value("string")), "labels": List(Value("float32"))}
+)
+"""Types of a step dataset's columns; explicit, so that no label column is ever inferred or re-cast."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ReadReport:
+    """What became of the rows that were read.
+
+    Attributes:
+        source: What was read: the path or the Hub dataset.
+        format: The format's name.
+        num_rows: Rows read; blank lines are none.
+        num_kept: Rows that gave their records, dropped duplicates included.
+        num_records: Records returned. A row can give more than one.
+        num_duplicates: Records dropped since an equal one came before.
+        num_contradictory: Records kept although an earlier one labels the same solution otherwise;
+            counted for formats with `drop_duplicates`.
+        rejected: Number of rejected rows by reason.
+        record_sources: File and number of the row that each record came from, in the records' order;
+            numbers as in `trainer.data_files.SourceRow`.
+    """
+
+    source: str
+    format: str
+    num_rows: int = 0
+    num_kept: int = 0
+    num_records: int = 0
+    num_duplicates: int = 0
+    num_contradictory: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    record_sources: list[tuple[str, int]] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """One line: `kept K of N rows: ...`, with the reasons."""
+        parts = [f"{self.num_records} records"]
+        parts += [f"{count} rejected: {reason}" for reason, count in self.rejected.most_common()]
+        if self.num_duplicates:
+            parts.append(f"{self.num_duplicates} duplicate records dropped")
+        if self.num_contradictory:
+            parts.append(f"{self.num_contradictory} records label an earlier solution otherwise")
+        details = "; ".join(parts)
+        return f"{self.source} ({self.format}): kept {self.num_kept} of {self.num_rows} rows: {details}"
+
+
+def load_step_dataset(
+    path: str | os.PathLike[str],
+    *,
+    format: str = "auto",
+    on_bad_row: OnBadRow = "error",
+    rejected_file: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+) -> Dataset:
+    """Read labelled solutions as a dataset and log what was kept, as a warning if anything was not.
+
+    Takes and raises what `read_step_records` does.
+
+    Returns:
+        A dataset with the columns `problem` (string), `steps` (list of string) and `labels` (list of
+        float32: 1 correct, 0 incorrect, between them soft, -100 no label); one row a record.
+    """
+    records, report = read_step_records(
+        path, format=format, on_bad_row=on_bad_row, rejected_file=rejected_file, split=split
+    )
+    if format == "auto":
+        logger.info("%s: read as format %r, found by its columns", report.source, report.format)
+    logger.log(
+        logging.WARNING if report.rejected or report.num_contradictory else logging.INFO, report.summary()
+    )
+    columns = {
+        "problem": [record.problem for record in records],
+        "steps": [list(record.steps) for record in records],
+        "labels": [list(record.labels) for record in records],
+    }
+    return Dataset.from_dict(columns, features=STEP_FEATURES)
+
+
+def read_step_records(
+    path: str | os.PathLike[str],
+    *,
+    format: str = "auto",
+    on_bad_row: OnBadRow = "error",
+    rejected_file: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+) -> tuple[list[StepRecord], ReadReport]:
+    """Read labelled solutions from local files or the Hub.
+
+    Args:
+        path: A .jsonl, .jsonl.gz, .json, .parquet or .csv file, a folder with such files directly in it
+            (read in the order of their names), or else a Hub dataset's name. A .json file holds one list
+            of rows; in a .csv file columns that are no strings hold JSON text.
+        format: A name in `READERS`, or "auto" to find it by the columns of the first readable row.
+        on_bad_row: "error" stops at the first bad row; "skip" leaves bad rows out and counts them.
+        rejected_file: With "skip", a JSONL file to (over)write with a line for each bad row:
+            `{"file", "number", "reason", "row"}`, where reason is the whole message.
+        split: The split to read of a Hub dataset; for nothing else.
+
+    Returns:
+        The records in the order of the rows, and a report.
+
+    Raises:
+        FileNotFoundError: If there is nothing at a local path.
+        TypeError, ValueError: If a row is bad and `on_bad_row` is "error", naming file, number and reason;
+            ValueError too if an argument does not fit, a file cannot be read, the format cannot be told,
+            or no row is kept.
+    """
+    if format != "auto" and format not in READERS:
+        raise ValueError(f"no format is named {format!r}; pass 'auto' or one of {', '.join(READERS)}")
+    if on_bad_row not in ("error", "skip"):
+        raise ValueError(f"on_bad_row must be 'error' or 'skip', got {on_bad_row!r}")
+    rows = _open_rows(os.fspath(path), split)
+    rejected_path = _check_rejected_file(rejected_file, on_bad_row, Path(path))
+
+    reader, rows = _choose_reader(rows, format, on_bad_row, os.fspath(path))
+    report = ReadReport(source=os.fspath(path), format=reader.name)
+    rejected: list[dict[str, Any]] = []
+    records = list(_iter_records(rows, reader, report, None if on_bad_row == "error" else rejected))
+    if rejected_path is not None:
+        rejected_path.write_text(
+            "".join(json.dumps(entry, default=str) + "\n" for entry in rejected), encoding="utf-8"
+        )
+    if not report.num_kept:
+        raise ValueError(f"no row is left, {report.summary()}; check the format and the data")
+    return records, report
+
+
+def _open_rows(path: str, split: str | None) -> Iterator[SourceRow]:
+    if is_hub_id(path):
+        if split is None:
+            raise ValueError(
+                f"{path} is not a local file or folder; to read it as a Hub dataset pass split= too, "
+                "such as split='train'"
+            )
+        return iter_hub_rows(path, split)
+    files = list_data_files(Path(path))
+    if split is not None:
+        raise ValueError(f"split={split!r} is for Hub datasets, and {path} is local; leave split out")
+    return itertools.chain.from_iterable(map(iter_file_rows, files))
+
+
+def _check_rejected_file(
+    rejected_file: str | os.PathLike[str] | None, on_bad_row: OnBadRow, source: Path
+) -> Path | None:
+    if rejected_file is None:
+        return None
+    if on_bad_row != "skip":
+        raise ValueError("rejected_file is written with on_bad_row='skip' only; pass that, or leave it out")
+    target = Path(rejected_file)
+    is_source = target.resolve() == source.resolve()
+    if is_source or (target.resolve().parent == source.resolve() and target.name.endswith(SUFFIXES)):
+        raise ValueError(f"rejected_file {target} would be among the data that is read; put it elsewhere")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _choose_reader(
+    rows: Iterator[SourceRow], format: str, on_bad_row: OnBadRow, source: str
+) -> tuple[Reader, Iterator[SourceRow]]:
+    """The reader for these rows, and the rows again with those that were looked at."""
+    if format != "auto":
+        return READERS[format], rows
+    seen: list[SourceRow] = []
+    for row in rows:
+        seen.append(row)
+        try:
+            columns = set(_to_object(row))
+        except (TypeError, ValueError) as error:
+            if on_bad_row == "error":
+                raise _at(row, error) from error
+            continue
+        return _find_reader(columns, row.place), itertools.chain(seen, rows)
+    if not seen:
+        raise ValueError(f"{source} holds no rows; check the path")
+    raise ValueError(
+        f"{source}: the format cannot be told since none of {len(seen)} rows is an object; the first is {seen[0].place}"
+    )
+
+
+def _find_reader(columns: set[str], place: str) -> Reader:
+    found = [reader for reader in READERS.values() if columns.issuperset(reader.columns)]
+    if len(found) == 1:
+        return found[0]
+    got = ", ".join(sorted(map(str, columns)))
+    if found:
+        names = " or ".join(repr(reader.name) for reader in found)
+        raise ValueError(f"{place}: the columns fit more than one format ({got}); pass format={names}")
+    needed = "; ".join(f"{reader.name} needs {', '.join(reader.columns)}" for reader in READERS.values())
+    raise ValueError(
+        f"{place}: no format has these columns: got {got}; {needed}; rename the columns, or pass format= "
+        "if only this row lacks some"
+    )
+
+
+def _iter_records(
+    rows: Iterator[SourceRow], reader: Reader, report: ReadReport, rejected: list[dict[str, Any]] | None
+) -> Iterator[StepRecord]:
+    """Yield records and keep the report up to date; bad rows go to `rejected`, or raise if it is None."""
+    seen: dict[tuple[str, tuple[str, ...]], set[tuple[float, ...]]] = {}
+    for row in rows:
+        report.num_rows += 1
+        try:
+            records = reader.read(_to_reader_row(row, reader))
+        except (TypeError, ValueError) as error:
+            if rejected is None:
+                raise _at(row, error) from error
+            report.rejected[str(error).partition(": ")[0]] += 1
+            rejected.append({"file": row.file, "number": row.number, "reason": str(error), "row": row.value})
+            continue
+        report.num_kept += 1
+        for record in records:
+            if reader.drop_duplicates:
+                earlier = seen.setdefault((record.problem, record.steps), set())
+                if record.labels in earlier:
+                    report.num_duplicates += 1
+                    continue
+                report.num_contradictory += bool(earlier)
+                earlier.add(record.labels)
+            report.num_records += 1
+            report.record_sources.append((row.file, row.number))
+            yield record
+
+
+def _at(row: SourceRow, error: TypeError | ValueError) -> TypeError | ValueError:
+    """The same fault, with the row's place before it."""
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    return kind(f"{row.place}: {error}")
+
+
+def _to_object(row: SourceRow) -> dict[str, Any]:
+    if row.error is not None:
+        raise row.error
+    if not isinstance(row.value, dict):
+        raise TypeError(f"row must be an object: got {type(row.value).__name__}; write {{...}} for each row")
+    return row.value
+
+
+def _to_reader_row(row: SourceRow, reader: Reader) -> dict[str, Any]:
+    """The row as the reader takes it, with all its columns, JSON text decoded."""
+    value = _to_object(row)
+    missing = [name for name in reader.columns if name not in value]
+    if missing:
+        raise ValueError(
+            f"row lacks columns of the format {reader.name!r}: {', '.join(missing)}; "
+            "add them, or pass the right format="
+        )
+    if not row.is_text:
+        return value
+    return {
+        name: _decode_json(name, cell) if name in reader.json_columns else cell
+        for name, cell in value.items()
+    }
+
+
+def _decode_json(name: str, cell: str) -> Any:
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f'{name} must be JSON text in a CSV file: {json_fault(error)}; write a list as [1, 0] or ["a", "b"]'
+        ) from error

@@ -1,0 +1,100 @@
+"""The one record type that every dataset reader produces and every consumer of labelled steps takes."""
+
+from dataclasses import dataclass
+
+IGNORED = -100.0
+"""Label of a step that has no label: it takes part in no loss and no metric."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRecord:
+    """One solution to one problem, cut into steps, with a label for each step.
+
+    The record checks itself when it is made. Its error messages open with the kind of fault in
+    general words, then a colon and the particulars, so that faults can be counted by kind.
+
+    Attributes:
+        problem: The problem's text, not empty.
+        steps: The solution's steps in order, at least one, none empty or only whitespace.
+        labels: One number a step: 1.0 correct, 0.0 incorrect, a number between them a soft label
+            (an estimate of the probability that the step is correct), -100.0 (`IGNORED`) no label.
+
+    Raises:
+        TypeError: If a field or an entry of it has the wrong type. Labels are ints or floats; a bool is
+            refused, since `True` and `1.0` meet silently in one column and are then re-cast together.
+        ValueError: If a text is empty or cannot be stored (a NUL byte, half of a surrogate pair), the
+            numbers of steps and labels differ, or a label is neither in [0, 1] nor -100.
+    """
+
+    problem: str
+    steps: tuple[str, ...]
+    labels: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _check_text("problem", self.problem)
+        if not isinstance(self.steps, tuple):
+            raise TypeError(
+                f"steps must be a tuple of strings: got {type(self.steps).__name__}; pass tuple(steps)"
+            )
+        if not isinstance(self.labels, tuple):
+            raise TypeError(
+                f"labels must be a tuple of numbers: got {type(self.labels).__name__}; pass tuple(labels)"
+            )
+        if not self.steps:
+            raise ValueError(
+                "a solution needs at least one step: got none; drop the record or cut its text into steps"
+            )
+        for number, step in enumerate(self.steps, start=1):
+            _check_text("step", step, where=f" at step {number} of {len(self.steps)}")
+        if len(self.labels) != len(self.steps):
+            raise ValueError(
+                f"as many labels as steps are needed: got {len(self.labels)} labels for "
+                f"{len(self.steps)} steps; label a step that has none with {IGNORED:g}"
+            )
+        for number, label in enumerate(self.labels, start=1):
+            _check_label(label, where=f" at step {number} of {len(self.labels)}")
+
+    def to_dict(self) -> dict[str, str | list[str] | list[float]]:
+        """The record as `{"problem": str, "steps": list[str], "labels": list[float]}`.
+
+        A JSON line of it is a row of the `plain` format of `trainer.readers`.
+        """
+        return {
+            "problem": self.problem,
+            "steps": list(self.steps),
+            "labels": [float(label) for label in self.labels],
+        }
+
+
+def _check_text(name: str, text: object, *, where: str = "") -> None:
+    if not isinstance(text, str):
+        raise TypeError(
+            f"{name} must be a string: got {type(text).__name__}{where}; convert it, or drop the record"
+        )
+    if not text.strip():
+        raise ValueError(f"{name} must not be empty: got {text!r}{where}; fill it in, or drop the record")
+    if "\0" in text:
+        raise ValueError(
+            f"{name} must not hold NUL bytes: got one at character {text.index(chr(0))}{where}; "
+            "remove it, or drop the record"
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} must be valid Unicode: got a lone surrogate at character {error.start}{where}; "
+            "decode the source with the right encoding, or drop the record"
+        ) from error
+
+
+def _check_label(label: object, *, where: str) -> None:
+    if isinstance(label, bool) or not isinstance(label, (int, float)):
+        raise TypeError(
+            f"labels must be ints or floats: got {label!r} ({type(label).__name__}){where}; "
+            f"convert it to 1.0 (correct), 0.0 (incorrect) or {IGNORED:g} (no label)"
+        )
+    # NaN fails both comparisons.
+    if not (0.0 <= label <= 1.0 or label == IGNORED):
+        raise ValueError(
+            f"labels must be in [0, 1] or {IGNORED:g}: got {label!r}{where}; convert the dataset's own code first"
+        )
