@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import pytest
 
-from trainer.formats import READERS, strip_step_numbers
+from trainer.formats import READERS
 from trainer.readers import load_step_dataset, read_step_records
 from trainer.records import IGNORED, StepRecord
 
