@@ -74,6 +74,9 @@ def check_options(options: dict[str, Any]) -> None:
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             wanted = " or ".join("None" if t is type(None) else t.__name__ for t in types)
             raise TypeError(f"{name} must be {wanted}, got {value!r} ({type(value).__name__})")
+    for weight in options.get("class_weights") or ():
+        if not isinstance(weight, (float, int)):
+            raise TypeError(f"class_weights must be numbers, got {weight!r} ({type(weight).__name__})")
     for name, allowed in (
         ("head_type", HEAD_TYPES),
         ("prompt_layout", PROMPT_LAYOUTS),
@@ -180,6 +183,9 @@ class PRMConfig(PretrainedConfig):
         for name in kwargs.keys() - known:
             raise TypeError(f"PRMConfig has no option {name!r}{_did_you_mean(name)}")
         self.text_config = _backbone_config(self.text_config)
+        for name in ("attn_implementation", "experts_implementation"):
+            # Transformers sets these on the backbone too, where None would undo the backbone's own.
+            kwargs.setdefault(name, getattr(self.text_config, f"_{name}", None))
         if self.id2label is None:
             num_labels = kwargs.pop("num_labels", 1)
             if not isinstance(num_labels, int) or isinstance(num_labels, bool) or num_labels < 1:
@@ -252,8 +258,9 @@ class PRMConfig(PretrainedConfig):
             )
         known = {field.name for field in fields(cls)} | _FOREIGN_OPTIONS
         foreign = {name: config_dict[name] for name in config_dict.keys() - known}
-        for name in foreign:
-            if hint := _did_you_mean(name):
+        for name in [*foreign, *(kwargs.keys() - known)]:
+            # Close enough to be a slip: tools write keys such as `unsloth_version` and `max_seq_length`.
+            if hint := _did_you_mean(name, cutoff=0.85):
                 raise TypeError(f"PRMConfig has no option {name!r}{hint}")
         own = {name: value for name, value in config_dict.items() if name not in foreign}
         loaded = super().from_dict(own, **kwargs)
@@ -269,8 +276,8 @@ class PRMConfig(PretrainedConfig):
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
-def _did_you_mean(name: str) -> str:
-    close = difflib.get_close_matches(name, [*_OPTION_TYPES, "text_config", "num_labels"], n=1, cutoff=0.75)
+def _did_you_mean(name: str, cutoff: float = 0.75) -> str:
+    close = difflib.get_close_matches(name, [*_OPTION_TYPES, "text_config", "num_labels"], n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
