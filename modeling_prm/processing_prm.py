@@ -86,6 +86,7 @@ class PRMProcessor(ProcessorMixin):
         self._tail_ids = self._template_ids(tail)
         self._joiner_ids = self._template_ids(self.step_joiner)
         self._before_step, self._after_step = self.step_template.split("{step}")
+        self._spelled = self._spell_specials()
 
     @property
     def model_input_names(self) -> list[str]:
@@ -215,14 +216,10 @@ class PRMProcessor(ProcessorMixin):
 
     def _text_ids(self, texts: list[str]) -> list[list[int]]:
         """Ids of texts of users, in which special tokens are plain text."""
-        ids: list[list[int]] = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        ids = self._ids_without_specials(texts)
+        for row, text_ids in enumerate(ids):
+            if not self._spelled.keys().isdisjoint(text_ids):
+                ids[row] = [piece for token_id in text_ids for piece in self._spelled.get(token_id, [token_id])]
         if self.separator_is_reserved:
             for text, text_ids in zip(texts, ids, strict=True):
                 if self.separator_token_id in text_ids:
@@ -231,6 +228,33 @@ class PRMProcessor(ProcessorMixin):
                         "reserved for step ends; choose a separator that is a special token of its own"
                     )
         return ids
+
+    def _ids_without_specials(self, texts: list[str]) -> list[list[int]]:
+        """Ids of texts in which the tokenizer looks for no special token."""
+        ids: list[list[int]] = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        if (backend := getattr(self.tokenizer, "backend_tokenizer", None)) is not None:
+            # The call above leaves its choice there.
+            backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        return ids
+
+    def _spell_specials(self) -> dict[int, list[int]]:
+        """Special ids, each with the ids of its name in two pieces.
+
+        The names are entries of most Unigram vocabularies, where text gives the special id by itself.
+        """
+        names = sorted(_special_tokens(self.tokenizer) - {self.tokenizer.unk_token})
+        pieces = (
+            self._ids_without_specials([piece for name in names for piece in (name[:1], name[1:])]) if names else []
+        )
+        name_ids = self.tokenizer.convert_tokens_to_ids(names)
+        return {name_ids[i]: pieces[2 * i] + pieces[2 * i + 1] for i in range(len(names))}
 
     def _template_ids(self, text: str) -> list[int]:
         """Ids of template text, in which special tokens are themselves."""
@@ -292,18 +316,22 @@ def _as_batch(problem: Any, steps: Any, step_delimiter: str | None) -> tuple[lis
 
 def _bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids that the tokenizer puts before any text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
+    bare = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    full = tokenizer(_PROBE)["input_ids"]
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:
             return list(full[:start])
     return []
 
 
-def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    tokens = {token for token in [*added, *tokenizer.all_special_tokens] if token}
-    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or r"(?!)")
+    return {token for token in [*added, *tokenizer.all_special_tokens] if token}
+
+
+def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    tokens = sorted(_special_tokens(tokenizer), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
 
 def _split_after_last_special(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str]:

@@ -26,7 +26,12 @@ def step_loss(
 
     Returns:
         A float32 scalar; 0 with a gradient of 0 where no step is labelled.
+
+    Raises:
+        TypeError: the labels are booleans.
     """
+    if labels.dtype == torch.bool:
+        raise TypeError("labels must be numbers: as booleans they have lost the -100 of ignored steps; use floats")
     logits = logits.float()
     labels = labels.to(logits.device)
     labelled = labels != IGNORED_LABEL

@@ -158,7 +158,7 @@ def test_max_positions_without_a_backbone_is_not_known() -> None:
 
 
 def test_encoder_decoder_backbone_is_refused() -> None:
-    with pytest.raises(ValueError, match="'t5' is an encoder-decoder backbone.*use a decoder"):
+    with pytest.raises(ValueError, match=r"'t5' is an encoder-decoder backbone.*use a decoder"):
         PRMConfig(text_config=transformers.T5Config())
 
 
@@ -297,7 +297,7 @@ def test_bad_value_in_a_saved_config_is_refused(
 
 def test_config_of_a_plain_language_model_is_refused(tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="this is a 'llama' checkpoint.*from_backbone"):
+    with pytest.raises(ValueError, match=r"this is a 'llama' checkpoint.*from_backbone"):
         PRMConfig.from_pretrained(tmp_path)
 
 
