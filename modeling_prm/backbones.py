@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, 
 from transformers.utils import logging
 
 from .configuration_prm import PRMConfig
+from .processing_prm import separator_id
 
 logger = logging.get_logger(__name__)
 
@@ -82,26 +83,34 @@ def add_separator(
     """Give tokenizer and backbone the separator.
 
     A token that is new to the tokenizer is added as special, and its embedding is the mean of the
-    embeddings of the vocabulary; one that the tokenizer has keeps its embedding.
+    embeddings of the vocabulary; one that the tokenizer has, or text that is one token, keeps its embedding.
 
     Returns:
         The separator's id, and whether it is reserved, so that no text of a user gives it.
     """
     vocabulary = len(tokenizer)
-    known = tokenizer.get_vocab().get(separator_token)
-    if known is None or known in tokenizer.added_tokens_decoder:
+    try:
+        token_id = separator_id(tokenizer, separator_token)
+        is_new = False
+    except ValueError:
+        is_new = True
+    if is_reserved := is_new or token_id in tokenizer.added_tokens_decoder:
         special = AddedToken(separator_token, special=True, normalized=False)
         tokenizer.add_tokens([special], special_tokens=True)
-    separator_id = int(tokenizer.convert_tokens_to_ids(separator_token))
+        token_id = separator_id(tokenizer, separator_token)
     rows = backbone.get_input_embeddings().weight.shape[0]
-    if separator_id >= rows:
-        backbone.resize_token_embeddings(separator_id + 1, mean_resizing=False)
-    if known is None:
+    if token_id >= rows:
+        backbone.resize_token_embeddings(token_id + 1, mean_resizing=False)
+    if is_new:
         weight = backbone.get_input_embeddings().weight
         with torch.no_grad():
-            weight[separator_id] = weight[: min(vocabulary, rows)].float().mean(dim=0).to(weight.dtype)
-    as_text = tokenizer(separator_token, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return separator_id, separator_id not in as_text
+            weight[token_id] = weight[: min(vocabulary, rows)].float().mean(dim=0).to(weight.dtype)
+    if not is_reserved:
+        # The name of a token may be other than its text, as "Ċ" is for a line end.
+        texts = [separator_token, tokenizer.decode([token_id])]
+        as_text = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        is_reserved = all(token_id not in ids for ids in as_text)
+    return token_id, is_reserved
 
 
 def chat_problem_template(tokenizer: PreTrainedTokenizerBase) -> str:

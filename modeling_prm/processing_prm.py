@@ -85,6 +85,11 @@ class PRMProcessor(ProcessorMixin):
         self._head_ids = bos_ids + self._template_ids(head)
         self._tail_ids = self._template_ids(tail)
         self._joiner_ids = self._template_ids(self.step_joiner)
+        if self.separator_is_reserved and self.separator_token_id in self._head_ids + self._tail_ids + self._joiner_ids:
+            raise ValueError(
+                f"problem_template or step_joiner holds the separator {self.separator_token!r}, which may only end "
+                "steps: change the template, or choose another separator"
+            )
         self._before_step, self._after_step = self.step_template.split("{step}")
         self._spelled = self._spell_specials()
 

@@ -307,8 +307,17 @@ def test_separator_of_ordinary_text() -> None:
     ]
 
 
+@pytest.mark.parametrize("option", ["problem_template", "step_joiner"])
+def test_template_that_holds_a_reserved_separator_is_refused(option: str) -> None:
+    template = {"problem_template": "{problem}<|step_end|>", "step_joiner": "<|step_end|>"}[option]
+    with pytest.raises(ValueError, match=r"holds the separator '<\|step_end\|>', which may only end steps: change"):
+        PRMProcessor(handmade_tokenizer(), **{option: template})
+
+
 def test_separator_that_text_can_give_is_refused_as_reserved() -> None:
-    processor = PRMProcessor(byte_level_tokenizer(), separator_token="\n", step_joiner="", problem_template="{problem}")
+    processor = PRMProcessor(
+        byte_level_tokenizer(), separator_token="\n", step_joiner="", problem_template="{problem} "
+    )
     with pytest.raises(ValueError, match=r"the separator '\\n' came out of the text 'Step 1: a\\nb'"):
         processor("x", ["a\nb"])
 

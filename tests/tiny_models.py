@@ -123,7 +123,7 @@ FAMILIES: dict[str, tuple[Callable[[], PretrainedConfig], Callable[[], Any]]] = 
     "qwen2": (lambda: transformers.Qwen2Config(**DECODER), byte_level_tokenizer),
     "qwen3": (lambda: transformers.Qwen3Config(**DECODER, head_dim=8), byte_level_tokenizer),
     "llama": (lambda: transformers.LlamaConfig(**DECODER), sentencepiece_bpe_tokenizer),
-    "mistral": (lambda: transformers.MistralConfig(**DECODER), sentencepiece_bpe_tokenizer),
+    "mistral": (lambda: transformers.MistralConfig(**DECODER, sliding_window=16), sentencepiece_bpe_tokenizer),
     "gemma3": (
         lambda: transformers.Gemma3TextConfig(**DECODER, head_dim=8, sliding_window=16),
         sentencepiece_bpe_tokenizer,
