@@ -174,7 +174,9 @@ def _load_model(
 def _check_backbone(config: PretrainedConfig, name: str) -> None:
     """Refuse what cannot be a backbone before its weights are read."""
     if config.model_type == PRMConfig.model_type:
-        raise ValueError(f"{name} is a PRM already; load it with PRMForStepScoring.from_pretrained(...)")
+        raise ValueError(
+            f"{name} is a PRM already, whose head would be lost; load it with PRMForStepScoring.from_pretrained(...)"
+        )
     PRMConfig(text_config=config)
 
 
@@ -183,6 +185,7 @@ def _loaded_backbone(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if tokenizer is None:
         raise ValueError("a loaded backbone needs its tokenizer: from_backbone(model, tokenizer=...)")
+    _check_backbone(model.config, type(model).__name__)
     backbone = model.base_model
     _check_backbone(backbone.config, type(model).__name__)
     backbone_init_options(backbone.config)
