@@ -16,7 +16,7 @@ from tiny_models import write_backbone
 
 from modeling_prm import PRMForStepScoring, PRMProcessor
 
-REPO = "user/tiny-prm"
+REPO, COPY = "user/tiny-prm", "user/copy"
 CODE_FILES = {"backbones.py", "configuration_prm.py", "modeling_prm.py", "processing_prm.py", "step_loss.py"}
 DATA_FILES = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 
@@ -51,6 +51,8 @@ result = {
     "at the sha": fingerprint(*load(revision=arguments["sha"])),
     "modules": [type(part).__module__.split(".")[0] for part in (*pair, pair[0].config)],
 }
+for part in pair:
+    part.push_to_hub(arguments["copy"])
 """
 
 
@@ -89,12 +91,12 @@ def pushed(hub: HubStandIn, saved: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def loaded(hub: HubStandIn, pushed: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a clean process gets from the Hub."""
+    """What a clean process gets from the Hub; it pushes that as a copy."""
     root = tmp_path_factory.mktemp("load")
     return run_clean(
         LOAD,
         folder=root / "process",
-        arguments={"repo": REPO, "sha": pushed["sha"]},
+        arguments={"repo": REPO, "copy": COPY, "sha": pushed["sha"]},
         environment=hub.environment(root / "hf_home"),
     )
 
@@ -128,10 +130,19 @@ def test_no_pushed_file_names_a_local_folder(hub: HubStandIn, saved: Path, pushe
             assert not [folder for folder in local if folder in data], name
 
 
-def test_auto_map_names_files_of_the_repository_itself(hub: HubStandIn, pushed: dict[str, Any]) -> None:
+@pytest.mark.parametrize("repo", [REPO, COPY])
+def test_a_repository_names_its_own_code(hub: HubStandIn, loaded: dict[str, Any], repo: str) -> None:
     """With a repository's name before the file's, a copy would run the code of the first repository."""
-    files = hub.files(REPO)
-    names = {"AutoConfig": "configuration_prm.PRMConfig", "AutoModel": "modeling_prm.PRMForStepScoring"}
-    assert json.loads(files["config.json"])["auto_map"] == names
-    processor_map = json.loads(files["processor_config.json"])["auto_map"]
-    assert processor_map == {"AutoProcessor": "processing_prm.PRMProcessor"}
+    files = hub.files(repo)
+    auto_map = {name: json.loads(data).get("auto_map") for name, data in files.items() if name.endswith("config.json")}
+    model = {"AutoConfig": "configuration_prm.PRMConfig", "AutoModel": "modeling_prm.PRMForStepScoring"}
+    processor = {"AutoProcessor": "processing_prm.PRMProcessor"}
+    assert auto_map == {"config.json": model, "processor_config.json": processor, "tokenizer_config.json": processor}
+
+
+def test_a_copy_pushed_from_a_clean_process_is_whole(hub: HubStandIn, loaded: dict[str, Any]) -> None:
+    first, copy = hub.files(REPO), hub.files(COPY)
+    assert copy.keys() == first.keys()
+    for name in [*CODE_FILES, "model.safetensors", "tokenizer.json", "processor_config.json"]:
+        assert copy[name] == first[name], name
+    assert not [name for name, data in copy.items() if REPO.encode() in data]
