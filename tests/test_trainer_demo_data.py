@@ -17,9 +17,9 @@ EQUATION = re.compile(r"^(\d+) ([-+*]) (\d+) = (\d+)\.$")
 CORRECTION = re.compile(r"^Wait, (\d+) ([-+*]) (\d+) is (\d+), not (\d+)\.$")
 ANSWER = re.compile(r"^The answer is (\d+)\.$")
 ANSWER_CORRECTION = re.compile(r"^Wait, the answer is (\d+), not (\d+)\.$")
-SIGNS = {"add": "+", "buys": "+", "finds": "+", "gets": "+", "wins": "+"} | dict.fromkeys(
-    ("subtract", "gives away", "loses", "sells", "uses"), "-"
-)
+GAINS = ("add", "buys", "finds", "gets", "wins")
+LOSSES = ("subtract", "gives away", "loses", "sells", "uses")
+SIGNS = dict.fromkeys(GAINS, "+") | dict.fromkeys(LOSSES, "-")
 SIGN_OF_WORDS = re.compile(rf"\b({'|'.join(SIGNS)}) (\d+)|multiply by (\d+)|each of (\d+) boxes")
 
 
@@ -128,7 +128,7 @@ def test_corrections_are_right_and_wrong_both(rows):
     [
         ({"split": "test"}, "split"),
         ({"operations": (3, 2)}, "operations"),
-        ({"largest": 5}, "largest"),
+        ({"operands": (0, 9)}, "operands"),
         ({"wrong_share": 0.8, "corrected_share": 0.3}, "sum"),
     ],
 )

@@ -78,11 +78,10 @@ def generate_arithmetic(
     seed: int,
     split: Split | None = None,
     operations: tuple[int, int] = (2, 4),
-    largest: int = 99,
+    operands: tuple[int, int] = (10, 99),
     multiplication: bool = True,
     wrong_share: float = 0.35,
     corrected_share: float = 0.35,
-    ramp: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Generate solved arithmetic problems with a label for every step.
 
@@ -95,12 +94,10 @@ def generate_arithmetic(
             alone (about one in ten is "eval"), so the two sides share no problem whatever the seeds and
             sizes. None takes any problem.
         operations: The least and the most operations of a problem.
-        largest: The largest number in a problem, at least 20; the least one is 10, factors aside.
+        operands: The least and the largest number to add or subtract; a problem starts from 10 to 99.
         multiplication: Whether some problems multiply by a factor from 2 to 5.
         wrong_share: Share of solutions with an error that stays.
         corrected_share: Share of solutions with an error that a later step corrects.
-        ramp: Share of the rows, counted from the first, over which problems grow from one operation on
-            numbers up to 20 to the full size; 0 makes all rows alike. For training in order.
 
     Returns:
         `num_problems` rows `{"problem": str, "steps": list[str], "labels": list[float]}` with as many
@@ -110,7 +107,7 @@ def generate_arithmetic(
         ValueError: If a count, range or share is out of bounds, or if the settings allow too few
             different problems.
     """
-    _check_arguments(num_problems, split, operations, largest, wrong_share, corrected_share)
+    _check_arguments(num_problems, split, operations, operands, wrong_share, corrected_share)
     rng = random.Random(seed)
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -120,10 +117,9 @@ def generate_arithmetic(
         if draws > 100 * num_problems + 1000:
             raise ValueError(
                 f"found only {len(rows)} different problems of the {num_problems} asked for; "
-                "ask for fewer, or raise largest or operations"
+                "ask for fewer, or widen operands or operations"
             )
-        reached = 1.0 if ramp == 0 else min(1.0, len(rows) / (ramp * num_problems))
-        problem = _draw_problem(rng, *_soften(reached, operations, largest), multiplication)
+        problem = _draw_problem(rng, operations, operands, multiplication)
         if problem.text in seen or (split is not None and split != problem_split(problem.text)):
             continue
         seen.add(problem.text)
@@ -167,7 +163,7 @@ def _check_arguments(
     num_problems: int,
     split: str | None,
     operations: tuple[int, int],
-    largest: int,
+    operands: tuple[int, int],
     wrong_share: float,
     corrected_share: float,
 ) -> None:
@@ -177,19 +173,13 @@ def _check_arguments(
         raise ValueError(f"split is {split!r}; it must be 'train', 'eval' or None")
     if not 1 <= operations[0] <= operations[1] <= 8:
         raise ValueError(f"operations is {operations}; it must be (least, most) within 1 to 8")
-    if not 20 <= largest <= 500:
-        raise ValueError(f"largest is {largest}; it must be within 20 to 500")
+    if not 1 <= operands[0] < operands[1] <= 500:
+        raise ValueError(f"operands is {operands}; it must be (least, largest) within 1 to 500")
     if min(wrong_share, corrected_share) < 0 or wrong_share + corrected_share > 1:
         raise ValueError(
             f"wrong_share is {wrong_share} and corrected_share is {corrected_share}; "
             "neither may be negative and their sum may not be above 1"
         )
-
-
-def _soften(reached: float, operations: tuple[int, int], largest: int) -> tuple[tuple[int, int], int]:
-    """Operations and largest number at a point of the ramp: from one operation up to 20 to the full."""
-    least, most = (1 + round(reached * (count - 1)) for count in operations)
-    return (least, most), round(20 + reached * (largest - 20))
 
 
 def _apply(value: int, operator: str, operand: int) -> int:
@@ -198,16 +188,18 @@ def _apply(value: int, operator: str, operand: int) -> int:
     return value - operand if operator == "-" else value * operand
 
 
-def _draw_problem(rng: random.Random, operations: tuple[int, int], largest: int, multiplication: bool) -> _Problem:
+def _draw_problem(
+    rng: random.Random, operations: tuple[int, int], operands: tuple[int, int], multiplication: bool
+) -> _Problem:
     count = rng.randint(*operations)
     multiplied = multiplication and rng.random() < 0.3
     while True:
-        start = rng.randint(10, largest)
+        start = rng.randint(10, 99)
         chain: list[tuple[str, int]] = []
         if multiplied:
             chain.append(("*", rng.randint(2, 5)))
         while len(chain) < count:
-            chain.append((rng.choice("+-"), rng.randint(10, largest)))
+            chain.append((rng.choice("+-"), rng.randint(*operands)))
         problem = _Problem("", start, tuple(chain))
         if all(0 <= value <= _LARGEST_VALUE for value in problem.values()):
             break
