@@ -171,9 +171,11 @@ def test_special_tokens_in_texts_are_plain_text(family: str, make_prm: MakePRM) 
 
 def test_special_tokens_in_texts_keep_their_characters() -> None:
     tokenizer = byte_level_tokenizer()
-    tokenizer.add_tokens([AddedToken("<|step_end|>", special=True)], special_tokens=True)
-    ids = PRMProcessor(tokenizer)("x<|endoftext|>y", ["<|step_end|>"])["input_ids"][0]
-    assert tokenizer.decode(ids) == "Problem: x<|endoftext|>y\n\nStep 1: <|step_end|><|step_end|>"
+    # As a token this one swallows the spaces around it; as text it has none.
+    mark = AddedToken("<|user|>", special=True, lstrip=True, rstrip=True, normalized=False)
+    tokenizer.add_tokens([mark, AddedToken("<|step_end|>", special=True)], special_tokens=True)
+    ids = PRMProcessor(tokenizer)("x<|endoftext|>y  <|user|>  z", ["<|step_end|>"])["input_ids"][0]
+    assert tokenizer.decode(ids) == "Problem: x<|endoftext|>y  <|user|>  z\n\nStep 1: <|step_end|><|step_end|>"
     assert tokenizer.eos_token_id not in ids
     assert ids.count(tokenizer.convert_tokens_to_ids("<|step_end|>")) == 1
 
