@@ -464,6 +464,15 @@ def test_no_value_is_read_back_where_positions_are_given(num_labels: int, make_p
     assert derived.count > given.count  # the width S of the output is read, so the count is at work
 
 
+def test_head_saved_in_bfloat16_loads_in_float32(prm_folder: Folder, tmp_path: Path) -> None:
+    cast_by_to(prm_folder("llama")).save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors")["value_head.out.weight"].dtype == torch.bfloat16
+    for options in ({}, {"dtype": torch.bfloat16}, {"dtype": "auto"}):
+        model = AutoModel.from_pretrained(tmp_path, **options)
+        assert {parameter.dtype for parameter in model.value_head.parameters()} == {torch.float32}
+        assert next(model.backbone.parameters()).dtype == torch.bfloat16
+
+
 # ---- saving and loading -------------------------------------------------------------------------------------------
 
 
