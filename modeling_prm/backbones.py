@@ -134,6 +134,8 @@ def chat_problem_template(tokenizer: PreTrainedTokenizerBase) -> str:
 def _find_gguf(name: str, gguf_file: str | None) -> tuple[str, str | None]:
     """The folder and the GGUF file in it, for a GGUF file or a folder that holds nothing else to load."""
     path = Path(name)
+    if not path.exists() and (path.is_absolute() or name.count("/") > 1 or name.startswith(".")):
+        raise FileNotFoundError(f"{name} is neither a folder, nor a GGUF file, nor a Hub id such as 'Qwen/Qwen3-0.6B'")
     if path.suffix == ".gguf" and path.is_file():
         return str(path.parent), path.name
     if gguf_file is not None or not path.is_dir() or (path / "config.json").exists():

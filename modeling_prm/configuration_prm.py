@@ -162,7 +162,7 @@ class PRMConfig(PretrainedConfig):
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 (as Transformers declares it)
     keys_to_ignore_at_inference = ["step_mask"]  # noqa: RUF012
 
-    text_config: dict | PretrainedConfig | None = None
+    text_config: PretrainedConfig | None = None
     head_type: str = "linear"
     head_dropout: float = 0.1
     class_weights: list[float] | None = None
@@ -186,7 +186,7 @@ class PRMConfig(PretrainedConfig):
         for name in ("attn_implementation", "experts_implementation"):
             # Transformers sets these on the backbone too, where None would undo the backbone's own.
             kwargs.setdefault(name, getattr(self.text_config, f"_{name}", None))
-        if self.id2label is None:
+        if getattr(self, "id2label", None) is None:
             num_labels = kwargs.pop("num_labels", 1)
             if not isinstance(num_labels, int) or isinstance(num_labels, bool) or num_labels < 1:
                 raise ValueError(f"num_labels must be an integer of at least 1, got {num_labels!r}")

@@ -51,7 +51,7 @@ class ValueHead(nn.Module):
 
     def __init__(self, config: PRMConfig) -> None:
         super().__init__()
-        hidden_size = config.text_config.hidden_size
+        hidden_size = config.get_text_config().hidden_size
         self.dropout = nn.Dropout(config.head_dropout if config.head_type == "linear" else 0.0)
         self.dense = nn.Linear(hidden_size, hidden_size, dtype=torch.float32) if config.head_type == "mlp" else None
         self.out = nn.Linear(hidden_size, config.num_labels, dtype=torch.float32)
@@ -126,7 +126,7 @@ class PRMForStepScoring(PreTrainedModel):
         if "use_cache" in self._backbone_arguments and backbone_kwargs.get("past_key_values") is None:
             # An unused cache costs memory, and with one in play packed rows would see each other.
             backbone_kwargs.setdefault("use_cache", False)
-        if self._derives_position_ids(attention_mask, backbone_kwargs):
+        if attention_mask is not None and self._derives_position_ids(attention_mask, backbone_kwargs):
             backbone_kwargs["position_ids"] = _position_ids(attention_mask, input_ids, backbone_kwargs)
         outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **backbone_kwargs)
         logits, step_probs, step_mask = self._score(outputs.last_hidden_state, step_positions)
@@ -239,6 +239,8 @@ class PRMForStepScoring(PreTrainedModel):
         config.separator_token_id, config.separator_is_reserved = add_separator(backbone, tokenizer, separator_token)
         config.max_length = config.max_length or config.max_positions
         config.dtype = backbone.dtype
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(config, name, getattr(tokenizer, name))  # as Trainer wants to find them
         return cls._around(backbone, config), PRMProcessor(tokenizer, **config.layout)
 
     @classmethod
@@ -272,6 +274,7 @@ class PRMForStepScoring(PreTrainedModel):
     def _derives_position_ids(self, attention_mask: Any, backbone_kwargs: dict[str, Any]) -> bool:
         """Whether to number the tokens by the mask, so that padding on the left changes nothing."""
         return (
+            # Some backbones take a dictionary of masks.
             isinstance(attention_mask, torch.Tensor)
             and attention_mask.dim() == 2
             and "position_ids" in self._backbone_arguments

@@ -124,9 +124,7 @@ def test_prmbench_bad_rows(changes: dict[str, Any], error: type[Exception], mess
         (["1: 2 is the ratio"], ("1: 2 is the ratio",)),
     ],
 )
-def test_step_numbers_go_only_where_every_step_has_its_own(
-    steps: list[str], expected: tuple[str, ...]
-) -> None:
+def test_step_numbers_go_only_where_every_step_has_its_own(steps: list[str], expected: tuple[str, ...]) -> None:
     assert strip_step_numbers(steps) == expected
 
 
@@ -181,9 +179,7 @@ def test_real_prmbench_labels_agree_with_the_files(prmbench_folder: Path) -> Non
 
 
 def test_real_prmbench_stops_at_its_first_bad_row(prmbench_folder: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"\.jsonl:\d+: error_steps names a step that does not exist: got \d+"
-    ):
+    with pytest.raises(ValueError, match=r"\.jsonl:\d+: error_steps names a step that does not exist: got \d+"):
         load_step_dataset(prmbench_folder)
 
 

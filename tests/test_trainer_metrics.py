@@ -12,12 +12,8 @@ from trainer.metrics import bce_from_logits, first_error_index, step_metrics
 
 # Six solutions. 0: first wrong step 1, found. 1: correct, judged so. 2: first wrong step 1, step 0 called.
 # 3: correct, step 0 called. 4: first wrong step 0, found. 5: no label at all, left out.
-LABELS = np.array(
-    [[1, 0, 0], [1, 1, -100], [1, 0, -100], [1, 1, -100], [0, 1, -100], [-100, -100, -100]], float
-)
-PROBS = np.array(
-    [[0.9, 0.4, 0.8], [0.7, 0.6, -100], [0.3, 0.2, 0], [0.1, 0.9, np.nan], [0.2, 0.9, 7], [0.1, 0.1, 0.1]]
-)
+LABELS = np.array([[1, 0, 0], [1, 1, -100], [1, 0, -100], [1, 1, -100], [0, 1, -100], [-100, -100, -100]], float)
+PROBS = np.array([[0.9, 0.4, 0.8], [0.7, 0.6, -100], [0.3, 0.2, 0], [0.1, 0.9, np.nan], [0.2, 0.9, 7], [0.1, 0.1, 0.1]])
 
 # 11 labelled steps, 4 wrong (p = 0.4, 0.8, 0.2, 0.2). Called wrong: 0.4, 0.3, 0.2, 0.1, 0.2, so
 # TP 3, FP 2, FN 1, TN 5.
@@ -148,9 +144,7 @@ ONE = np.ones((1, 2))
         (ValueError, "threshold must be a probability", ONE, ONE, {"threshold": math.nan}),
     ],
 )
-def test_bad_arguments(
-    error: type[Exception], message: str, probs: Any, labels: Any, options: dict[str, Any]
-) -> None:
+def test_bad_arguments(error: type[Exception], message: str, probs: Any, labels: Any, options: dict[str, Any]) -> None:
     with pytest.raises(error, match=message):
         step_metrics(probs, labels, **options)
 

@@ -195,9 +195,7 @@ def test_auto_refuses_ambiguous_columns_and_a_name_settles_it(tmp_path: Path) ->
 
 def test_auto_lists_what_it_got_and_what_each_format_needs(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "x", "label": 1}])
-    with pytest.raises(
-        ValueError, match="got label, text; plain needs problem, steps, labels; trl needs"
-    ) as got:
+    with pytest.raises(ValueError, match="got label, text; plain needs problem, steps, labels; trl needs") as got:
         read_step_records(path)
     assert all(column in str(got.value) for reader in READERS.values() for column in reader.columns)
 
@@ -261,9 +259,7 @@ def test_lines_that_the_parser_gives_up_on_are_bad_rows(tmp_path: Path, text: st
         read_step_records(path)
 
 
-def test_skipped_rows_are_counted_by_reason_and_written(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_skipped_rows_are_counted_by_reason_and_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, rejected_file = tmp_path / "a.jsonl", tmp_path / "new" / "rejected.jsonl"
     path.write_bytes(b"".join(BAD_LINES))
     records, report = read_step_records(path, on_bad_row="skip", rejected_file=rejected_file)

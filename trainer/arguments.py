@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from transformers import TrainingArguments
 
@@ -14,12 +15,15 @@ class ModelArguments:
     _argument_group_name = "model"
 
     backbone: str = field(metadata={"help": "The backbone: a Hub id, a folder, or a GGUF file."})
-    head_type: str = field(default="linear", metadata={"help": "The value head.", "choices": ["linear", "mlp"]})
+    head_type: Literal["linear", "mlp"] = field(
+        default="linear",
+        metadata={"help": "The value head."},
+    )
     head_dropout: float = field(default=0.1, metadata={"help": "Dropout before the linear head."})
     separator_token: str = field(default="<|step_end|>", metadata={"help": "The token that closes each step."})
-    prompt_layout: str = field(
+    prompt_layout: Literal["plain", "chat"] = field(
         default="plain",
-        metadata={"help": "Plain text, or the backbone's chat template.", "choices": ["plain", "chat"]},
+        metadata={"help": "Plain text, or the backbone's chat template."},
     )
     max_length: int | None = field(
         default=None, metadata={"help": "Most tokens in one input; as many as the backbone reads if left out."}
@@ -52,9 +56,9 @@ class DataArguments:
         metadata={"help": "Share of the training problems to hold out for evaluation, all solutions of one together."},
     )
     data_format: str = field(default="auto", metadata={"help": "Format of the data, found by its columns if 'auto'."})
-    on_bad_row: str = field(
+    on_bad_row: Literal["error", "skip"] = field(
         default="error",
-        metadata={"help": "Stop at a row that cannot be read, or skip and count it.", "choices": ["error", "skip"]},
+        metadata={"help": "Stop at a row that cannot be read, or skip and count it."},
     )
 
     def __post_init__(self) -> None:
@@ -92,20 +96,16 @@ class PRMTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Learning rate of the value head; that of the backbone if left out."}
     )
     freeze_backbone: bool = field(default=False, metadata={"help": "Train the value head alone."})
-    truncation: str = field(
+    truncation: Literal["drop", "error"] = field(
         default="drop",
         metadata={
             "help": "For solutions longer than max_length: 'drop' leaves out whole steps from the first that does "
             "not fit on, 'error' stops.",
-            "choices": ["drop", "error"],
         },
     )
-    overlong_problems: str = field(
+    overlong_problems: Literal["error", "skip"] = field(
         default="error",
-        metadata={
-            "help": "For records whose problem leaves room for no step: 'error' stops, 'skip' leaves them out.",
-            "choices": ["error", "skip"],
-        },
+        metadata={"help": "For records whose problem leaves room for no step: 'error' stops, 'skip' leaves them out."},
     )
     error_threshold: float = field(
         default=0.5, metadata={"help": "Probability under which a step counts as wrong in the metrics."}

@@ -65,9 +65,7 @@ def list_data_files(path: Path) -> list[Path]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; pass a {known} file or a folder of them")
     if not path.name.endswith(SUFFIXES):
-        raise ValueError(
-            f"{path} is not a data file: its name must end in one of {known}; convert or rename it"
-        )
+        raise ValueError(f"{path} is not a data file: its name must end in one of {known}; convert or rename it")
     return [path]
 
 
@@ -92,9 +90,7 @@ def iter_file_rows(file: Path) -> Iterator[SourceRow]:
     else:
         # Streaming reads the file where it is, without a copy in the datasets cache; data_files is a
         # glob pattern.
-        rows = datasets.load_dataset(
-            "parquet", data_files=glob.escape(str(file)), split="train", streaming=True
-        )
+        rows = datasets.load_dataset("parquet", data_files=glob.escape(str(file)), split="train", streaming=True)
         for number, value in enumerate(rows, start=1):
             yield SourceRow(file=str(file), number=number, value=value)
 
@@ -124,9 +120,7 @@ def _iter_jsonl(file: Path) -> Iterator[SourceRow]:
             try:
                 value = json.loads(line.decode("utf-8-sig"))
             except UnicodeDecodeError as error:
-                fault = ValueError(
-                    f"line is not UTF-8: {error.reason} at byte {error.start}; convert the file"
-                )
+                fault = ValueError(f"line is not UTF-8: {error.reason} at byte {error.start}; convert the file")
             except (ValueError, RecursionError) as error:
                 fault = ValueError(f"line is not JSON: {json_fault(error)}; write one object a line")
             yield SourceRow(file=str(file), number=number, value=value, error=fault)
@@ -144,9 +138,7 @@ def _iter_csv(file: Path) -> Iterator[SourceRow]:
                         f"{'more' if None in value else 'fewer'} than {len(reader.fieldnames or ())}; "
                         "quote fields that hold commas or line breaks"
                     )
-                yield SourceRow(
-                    file=str(file), number=reader.line_num, value=value, error=fault, is_text=True
-                )
+                yield SourceRow(file=str(file), number=reader.line_num, value=value, error=fault, is_text=True)
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not UTF-8: {error.reason}; convert the file") from error
         except csv.Error as error:

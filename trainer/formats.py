@@ -162,6 +162,5 @@ def _to_floats(labels: tuple[Any, ...]) -> tuple[Any, ...]:
             "write booleans or numbers, and null where there is no label"
         )
     return tuple(
-        IGNORED if label in (None, IGNORED) else float(label) if label in (0, 1) else label
-        for label in labels
+        IGNORED if label in (None, IGNORED) else float(label) if label in (0, 1) else label for label in labels
     )

@@ -131,9 +131,7 @@ def first_error_index(step_probs: FloatArray, mask: BoolArray, threshold: float)
     """
     _check_float_array("step_probs", step_probs)
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise TypeError(
-            f"mask must be a NumPy array of bools, got {_kind(mask)}; pass for example labels != -100"
-        )
+        raise TypeError(f"mask must be a NumPy array of bools, got {_kind(mask)}; pass for example labels != -100")
     _check_same_shape("step_probs", step_probs, "mask", mask)
     _check_threshold(threshold)
     _check_probs(step_probs[mask])
@@ -166,9 +164,7 @@ def bce_from_logits(logits: FloatArray, labels: FloatArray) -> float:
     return float(losses.mean())
 
 
-def _processbench(
-    step_probs: FloatArray, labels: FloatArray, mask: BoolArray, threshold: float
-) -> dict[str, float]:
+def _processbench(step_probs: FloatArray, labels: FloatArray, mask: BoolArray, threshold: float) -> dict[str, float]:
     true_index = _first_true((labels < _CORRECT_FROM) & mask)
     found = _first_true((step_probs < threshold) & mask) == true_index
     has_error = true_index >= 0

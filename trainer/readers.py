@@ -34,9 +34,7 @@ logger = logging.getLogger(__name__)
 
 OnBadRow = Literal["error", "skip"]
 
-STEP_FEATURES = Features(
-    {"problem": Value("string"), "steps": List(Value("string")), "labels": List(Value("float32"))}
-)
+STEP_FEATURES = Features({"problem": Value("string"), "steps": List(Value("string")), "labels": List(Value("float32"))})
 """Types of a step dataset's columns; explicit, so that no label column is ever inferred or re-cast."""
 
 
@@ -101,9 +99,7 @@ def load_step_dataset(
     )
     if format == "auto":
         logger.info("%s: read as format %r, found by its columns", report.source, report.format)
-    logger.log(
-        logging.WARNING if report.rejected or report.num_contradictory else logging.INFO, report.summary()
-    )
+    logger.log(logging.WARNING if report.rejected or report.num_contradictory else logging.INFO, report.summary())
     columns = {
         "problem": [record.problem for record in records],
         "steps": [list(record.steps) for record in records],
@@ -153,9 +149,7 @@ def read_step_records(
     rejected: list[dict[str, Any]] = []
     records = list(_iter_records(rows, reader, report, None if on_bad_row == "error" else rejected))
     if rejected_path is not None:
-        rejected_path.write_text(
-            "".join(json.dumps(entry, default=str) + "\n" for entry in rejected), encoding="utf-8"
-        )
+        rejected_path.write_text("".join(json.dumps(entry, default=str) + "\n" for entry in rejected), encoding="utf-8")
     if not report.num_kept:
         raise ValueError(f"no row is left, {report.summary()}; check the format and the data")
     return records, report
@@ -282,10 +276,7 @@ def _to_reader_row(row: SourceRow, reader: Reader) -> dict[str, Any]:
         )
     if not row.is_text:
         return value
-    return {
-        name: _decode_json(name, cell) if name in reader.json_columns else cell
-        for name, cell in value.items()
-    }
+    return {name: _decode_json(name, cell) if name in reader.json_columns else cell for name, cell in value.items()}
 
 
 def _decode_json(name: str, cell: str) -> Any:

@@ -33,17 +33,11 @@ class StepRecord:
     def __post_init__(self) -> None:
         _check_text("problem", self.problem)
         if not isinstance(self.steps, tuple):
-            raise TypeError(
-                f"steps must be a tuple of strings: got {type(self.steps).__name__}; pass tuple(steps)"
-            )
+            raise TypeError(f"steps must be a tuple of strings: got {type(self.steps).__name__}; pass tuple(steps)")
         if not isinstance(self.labels, tuple):
-            raise TypeError(
-                f"labels must be a tuple of numbers: got {type(self.labels).__name__}; pass tuple(labels)"
-            )
+            raise TypeError(f"labels must be a tuple of numbers: got {type(self.labels).__name__}; pass tuple(labels)")
         if not self.steps:
-            raise ValueError(
-                "a solution needs at least one step: got none; drop the record or cut its text into steps"
-            )
+            raise ValueError("a solution needs at least one step: got none; drop the record or cut its text into steps")
         for number, step in enumerate(self.steps, start=1):
             _check_text("step", step, where=f" at step {number} of {len(self.steps)}")
         if len(self.labels) != len(self.steps):
@@ -68,9 +62,7 @@ class StepRecord:
 
 def _check_text(name: str, text: object, *, where: str = "") -> None:
     if not isinstance(text, str):
-        raise TypeError(
-            f"{name} must be a string: got {type(text).__name__}{where}; convert it, or drop the record"
-        )
+        raise TypeError(f"{name} must be a string: got {type(text).__name__}{where}; convert it, or drop the record")
     if not text.strip():
         raise ValueError(f"{name} must not be empty: got {text!r}{where}; fill it in, or drop the record")
     if "\0" in text:

@@ -44,9 +44,7 @@ def split_by_problem(dataset: Dataset, fraction: float, *, seed: int) -> tuple[D
             "read the data with trainer.readers.load_step_dataset or rename the column"
         )
     if not 0.0 < fraction < 1.0:
-        raise ValueError(
-            f"fraction must be between 0 and 1, both excluded, got {fraction}; pass for example 0.05"
-        )
+        raise ValueError(f"fraction must be between 0 and 1, both excluded, got {fraction}; pass for example 0.05")
 
     keys = [_normalized(problem) for problem in dataset["problem"]]
     distinct = sorted(set(keys), key=lambda key: _hash(seed, key))
