@@ -239,8 +239,6 @@ class PRMForStepScoring(PreTrainedModel):
         config.separator_token_id, config.separator_is_reserved = add_separator(backbone, tokenizer, separator_token)
         config.max_length = config.max_length or config.max_positions
         config.dtype = backbone.dtype
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            setattr(config, name, getattr(tokenizer, name))  # as Trainer wants to find them
         return cls._around(backbone, config), PRMProcessor(tokenizer, **config.layout)
 
     @classmethod
