@@ -87,8 +87,14 @@ def test_prmbench_gives_the_modified_and_the_original_solution() -> None:
             problem="1 + 1 + 1, roughly?",
             steps=("1 + 1 = 2.", "2 + 1 = 4.", "So 4."),
             labels=(1.0, 0.0, 0.0),
+            problem_group="1 + 1 + 1?",
         ),
-        StepRecord(problem="1 + 1 + 1?", steps=("1 + 1 = 2.", "2 + 1 = 3."), labels=(1.0, 1.0)),
+        StepRecord(
+            problem="1 + 1 + 1?",
+            steps=("1 + 1 = 2.", "2 + 1 = 3."),
+            labels=(1.0, 1.0),
+            problem_group="1 + 1 + 1?",
+        ),
     ]
 
 

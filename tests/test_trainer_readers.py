@@ -41,7 +41,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
 
 
 def test_dataset_has_explicit_types(tmp_path: Path) -> None:
-    rows = [PLAIN, {"problem": "p", "steps": ["a", "b"], "labels": [True, None]}]
+    rows = [PLAIN, {"problem": "p", "steps": ["a", "b"], "labels": [True, None], "problem_group": "g"}]
     dataset = load_step_dataset(write_jsonl(tmp_path / "a.jsonl", rows))
     assert str(dataset.features["labels"].feature.dtype) == "float32"
     assert dataset.features["steps"].feature.dtype == dataset.features["problem"].dtype == "string"
@@ -49,6 +49,7 @@ def test_dataset_has_explicit_types(tmp_path: Path) -> None:
         "problem": ["1 + 1?", "p"],
         "steps": [["1 + 1 = 2.", "So 3."], ["a", "b"]],
         "labels": [[1.0, 0.0], [1.0, -100.0]],
+        "problem_group": [None, "g"],
     }
     # A map that rewrites the column keeps -100 as it is.
     assert dataset.map(lambda row: {"labels": row["labels"]})[1]["labels"] == [1.0, -100.0]

@@ -64,3 +64,19 @@ def test_other_arguments_are_checked() -> None:
         split_by_problem(DatasetDict(), 0.5, seed=0)
     with pytest.raises(TypeError, match="seed must be an int, got float"):
         split_by_problem(make(["a", "b"]), 0.5, seed=0.5)  # type: ignore[arg-type]
+
+
+def test_versions_of_one_problem_stay_together_even_through_others() -> None:
+    # "c" is a version of "b", "b" of "a", and "A " is "a" again: one family of 4 rows. The other 6 stand alone.
+    problems = ["a", "b", "c", "A ", "d", "e", "f", "g", "h", "i"]
+    groups = [None, "a", "b", None, "d", None, "f", "g", None, "i"]
+    rows = [{"problem": p, "problem_group": g, "row": i} for i, (p, g) in enumerate(zip(problems, groups, strict=True))]
+    dataset = Dataset.from_list(rows)
+    sides = set()
+    for seed in range(20):
+        train, held_out = split_by_problem(dataset, 3 / 7, seed=seed)
+        family_on_train = {0, 1, 2, 3} & set(train["row"])
+        assert family_on_train in (set(), {0, 1, 2, 3})
+        assert len(held_out) == (3 if family_on_train else 6)
+        sides.add(bool(family_on_train))
+    assert sides == {True, False}

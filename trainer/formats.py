@@ -42,7 +42,8 @@ def read_plain(row: Row) -> list[StepRecord]:
 
     The codes are +1/-1, booleans, and numbers in [0, 1]. One list is in one code. With a -1 in it the code
     is +1/-1, and a 0 is refused: there it would mean neutral, which can count as correct, as incorrect or
-    as no label. A list that holds 0 and no -1 is read as 0/1. Texts are taken as they are.
+    as no label. A list that holds 0 and no -1 is read as 0/1. Texts are taken as they are. A column
+    `problem_group` may say which problem this one is a version of.
     """
     labels = _to_tuple("labels", row["labels"])
     numbers = [label for label in labels if isinstance(label, (int, float)) and not isinstance(label, bool)]
@@ -59,7 +60,8 @@ def read_plain(row: Row) -> list[StepRecord]:
     floats = _to_floats(labels)
     if -1 in numbers:
         floats = tuple(0.0 if label == -1 else label for label in floats)
-    return [StepRecord(problem=row["problem"], steps=_to_tuple("steps", row["steps"]), labels=floats)]
+    steps = _to_tuple("steps", row["steps"])
+    return [StepRecord(problem=row["problem"], steps=steps, labels=floats, problem_group=row.get("problem_group"))]
 
 
 def read_trl(row: Row) -> list[StepRecord]:
@@ -76,8 +78,8 @@ def read_prmbench(row: Row) -> list[StepRecord]:
     """PRMBench (arXiv 2501.03124): the solution with errors put in, and the one before, all correct.
 
     `modified_process` answers `modified_question`, and `error_steps` are the 1-based numbers of its wrong
-    steps; `original_process` answers `original_question`. Many rows share one original. Step numbers are
-    removed as `strip_step_numbers` says.
+    steps; `original_process` answers `original_question`. Many rows share one original, which is the
+    group of both. Step numbers are removed as `strip_step_numbers` says.
     """
     modified = strip_step_numbers(_to_tuple("modified_process", row["modified_process"]))
     original = strip_step_numbers(_to_tuple("original_process", row["original_process"]))
@@ -91,9 +93,10 @@ def read_prmbench(row: Row) -> list[StepRecord]:
                 f"steps 1 to {len(modified)}; correct the row or pass on_bad_row='skip'"
             )
     labels = tuple(0.0 if number in errors else 1.0 for number in range(1, len(modified) + 1))
+    group = row["original_question"]
     return [
-        StepRecord(problem=row["modified_question"], steps=modified, labels=labels),
-        StepRecord(problem=row["original_question"], steps=original, labels=(1.0,) * len(original)),
+        StepRecord(problem=row["modified_question"], steps=modified, labels=labels, problem_group=group),
+        StepRecord(problem=group, steps=original, labels=(1.0,) * len(original), problem_group=group),
     ]
 
 

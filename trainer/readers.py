@@ -34,7 +34,14 @@ logger = logging.getLogger(__name__)
 
 OnBadRow = Literal["error", "skip"]
 
-STEP_FEATURES = Features({"problem": Value("string"), "steps": List(Value("string")), "labels": List(Value("float32"))})
+STEP_FEATURES = Features(
+    {
+        "problem": Value("string"),
+        "steps": List(Value("string")),
+        "labels": List(Value("float32")),
+        "problem_group": Value("string"),
+    }
+)
 """Types of a step dataset's columns; explicit, so that no label column is ever inferred or re-cast."""
 
 
@@ -91,8 +98,9 @@ def load_step_dataset(
     Takes and raises what `read_step_records` does.
 
     Returns:
-        A dataset with the columns `problem` (string), `steps` (list of string) and `labels` (list of
-        float32: 1 correct, 0 incorrect, between them soft, -100 no label); one row a record.
+        A dataset with the columns `problem` (string), `steps` (list of string), `labels` (list of
+        float32: 1 correct, 0 incorrect, between them soft, -100 no label) and `problem_group` (string or
+        null); one row a record.
     """
     records, report = read_step_records(
         path, format=format, on_bad_row=on_bad_row, rejected_file=rejected_file, split=split
@@ -104,6 +112,7 @@ def load_step_dataset(
         "problem": [record.problem for record in records],
         "steps": [list(record.steps) for record in records],
         "labels": [list(record.labels) for record in records],
+        "problem_group": [record.problem_group for record in records],
     }
     return Dataset.from_dict(columns, features=STEP_FEATURES)
 

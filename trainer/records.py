@@ -18,6 +18,8 @@ class StepRecord:
         steps: The solution's steps in order, at least one, none empty or only whitespace.
         labels: One number a step: 1.0 correct, 0.0 incorrect, a number between them a soft label
             (an estimate of the probability that the step is correct), -100.0 (`IGNORED`) no label.
+        problem_group: The text that this problem is a version of, where it is one. Records of one group,
+            like those of one problem, stay on one side of a split.
 
     Raises:
         TypeError: If a field or an entry of it has the wrong type. Labels are ints or floats; a bool is
@@ -29,9 +31,12 @@ class StepRecord:
     problem: str
     steps: tuple[str, ...]
     labels: tuple[float, ...]
+    problem_group: str | None = None
 
     def __post_init__(self) -> None:
         _check_text("problem", self.problem)
+        if self.problem_group is not None:
+            _check_text("problem_group", self.problem_group)
         if not isinstance(self.steps, tuple):
             raise TypeError(f"steps must be a tuple of strings: got {type(self.steps).__name__}; pass tuple(steps)")
         if not isinstance(self.labels, tuple):
@@ -49,14 +54,16 @@ class StepRecord:
             _check_label(label, where=f" at step {number} of {len(self.labels)}")
 
     def to_dict(self) -> dict[str, str | list[str] | list[float]]:
-        """The record as `{"problem": str, "steps": list[str], "labels": list[float]}`.
+        """The record as `{"problem": str, "steps": list[str], "labels": list[float]}`, and its group if any.
 
         A JSON line of it is a row of the `plain` format of `trainer.readers`.
         """
+        group = {} if self.problem_group is None else {"problem_group": self.problem_group}
         return {
             "problem": self.problem,
             "steps": list(self.steps),
             "labels": [float(label) for label in self.labels],
+            **group,
         }
 
 

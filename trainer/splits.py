@@ -12,14 +12,15 @@ def split_by_problem(dataset: Dataset, fraction: float, *, seed: int) -> tuple[D
     """Split a dataset into a training and a held-out part, every solution of a problem on one side.
 
     Two problems are the same if they are equal after runs of whitespace are made one space and case is
-    folded. The problems are ordered by a SHA-256 hash of seed and problem and the first ones are held
-    out, so the split depends neither on the order of the rows, nor on how many solutions a problem has,
-    nor on the platform. Rows keep their order on each side.
+    folded, or if the column `problem_group` says that they are versions of one. The problems are ordered
+    by a SHA-256 hash of seed and problem and the first ones are held out, so the split depends neither on
+    the order of the rows, nor on how many solutions a problem has, nor on the platform. Rows keep their order on each side.
 
-    Only equal texts are recognised: a problem that was reworded counts as another problem.
+    Beyond that only equal texts are recognised: a problem that was reworded counts as another problem.
 
     Args:
-        dataset: A dataset with a string column `problem`.
+        dataset: A dataset with a string column `problem`, and perhaps a column `problem_group` of strings
+            or nulls.
         fraction: The share of the distinct problems (not of the rows) to hold out, between 0 and 1,
             both excluded; rounded to the nearest number of problems, a half up.
         seed: Chooses the split; the same seed gives the same split.
@@ -46,7 +47,7 @@ def split_by_problem(dataset: Dataset, fraction: float, *, seed: int) -> tuple[D
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"fraction must be between 0 and 1, both excluded, got {fraction}; pass for example 0.05")
 
-    keys = [_normalized(problem) for problem in dataset["problem"]]
+    keys = _problem_keys(dataset)
     distinct = sorted(set(keys), key=lambda key: _hash(seed, key))
     num_held_out = int(fraction * len(distinct) + 0.5)
     if not 0 < num_held_out < len(distinct):
@@ -67,6 +68,24 @@ def split_by_problem(dataset: Dataset, fraction: float, *, seed: int) -> tuple[D
         len(held_out),
     )
     return dataset.select(train), dataset.select(held_out)
+
+
+def _problem_keys(dataset: Dataset) -> list[str]:
+    """One text a row, the same for all rows that problems or groups link, directly or through others."""
+    parents: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while parents.setdefault(key, key) != key:
+            parents[key] = key = parents[parents[key]]
+        return key
+
+    problems = [_normalized(problem) for problem in dataset["problem"]]
+    groups = dataset["problem_group"] if "problem_group" in dataset.column_names else [None] * len(problems)
+    for problem, group in zip(problems, groups, strict=True):
+        if group is not None:
+            low, high = sorted((root(problem), root(_normalized(group))))
+            parents[high] = low
+    return [root(problem) for problem in problems]
 
 
 def _normalized(problem: str) -> str:
