@@ -14,7 +14,8 @@ def split_by_problem(dataset: Dataset, fraction: float, *, seed: int) -> tuple[D
     Two problems are the same if they are equal after runs of whitespace are made one space and case is
     folded, or if the column `problem_group` says that they are versions of one. The problems are ordered
     by a SHA-256 hash of seed and problem and the first ones are held out, so the split depends neither on
-    the order of the rows, nor on how many solutions a problem has, nor on the platform. Rows keep their order on each side.
+    the order of the rows, nor on how many solutions a problem has, nor on the platform. Rows keep their
+    order on each side.
 
     Beyond that only equal texts are recognised: a problem that was reworded counts as another problem.
 
