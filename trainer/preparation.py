@@ -11,6 +11,8 @@ import datasets
 from modeling_prm import PRMProcessor
 from modeling_prm.step_loss import IGNORED_LABEL
 
+from .records import StepRecord
+
 logger = logging.getLogger(__name__)
 
 RECORD_COLUMNS = ("problem", "steps", "labels")
@@ -38,6 +40,7 @@ def tokenize_dataset(
     *,
     truncation: str = "drop",
     overlong_problems: str = "error",
+    num_labels: int = 1,
 ) -> tuple[datasets.Dataset, PreparationReport]:
     """Tokenize records as the processor does for scoring; labels go where their steps go.
 
@@ -46,13 +49,19 @@ def tokenize_dataset(
         processor: the model's processor; its `max_length` limits each input.
         truncation: `"drop"` leaves out whole steps that do not fit, with their labels; `"error"` raises.
         overlong_problems: `"error"` raises where no step of a record fits, `"skip"` leaves the record out.
+        num_labels: the model's; with K classes, labels are class indices.
 
     Returns:
         A dataset of `input_ids` (L ids), `step_positions` (S) and `labels` (S floats) a record, and the counts.
 
     Raises:
-        ValueError: columns are missing, a record does not fit, or no step has a label.
+        ValueError: columns are missing, a record is not valid or does not fit, or no step has a label.
     """
+    if truncation not in ("drop", "error") or overlong_problems not in ("error", "skip"):
+        raise ValueError(
+            "truncation must be 'drop' or 'error' and overlong_problems 'error' or 'skip', got "
+            f"{truncation!r} and {overlong_problems!r}"
+        )
     if missing := [name for name in RECORD_COLUMNS if name not in dataset.column_names]:
         raise ValueError(
             f"the dataset lacks the columns {missing}, it has {dataset.column_names}; read it with "
@@ -63,7 +72,7 @@ def tokenize_dataset(
         batched=True,
         with_indices=True,
         remove_columns=dataset.column_names,
-        fn_kwargs={"processor": processor, "truncation": truncation},
+        fn_kwargs={"processor": processor, "truncation": truncation, "num_labels": num_labels},
         features=_FEATURES,
         desc="Tokenizing",
     )
@@ -102,17 +111,36 @@ _FEATURES = datasets.Features(
 
 
 def _tokenize_batch(
-    batch: dict[str, list[Any]], indices: list[int], processor: PRMProcessor, truncation: str
+    batch: dict[str, list[Any]], indices: list[int], processor: PRMProcessor, truncation: str, num_labels: int
 ) -> dict[str, list[Any]]:
-    for index, steps, labels in zip(indices, batch["steps"], batch["labels"], strict=True):
-        if len(steps) != len(labels):
-            raise ValueError(f"record {index} has {len(steps)} steps and {len(labels)} labels; give one label a step")
+    for index, problem, steps, labels in zip(indices, *(batch[name] for name in RECORD_COLUMNS), strict=True):
+        try:
+            _check_record(problem, steps or [], labels or [], num_labels)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"record {index} (from 0): {error}") from error
     try:
-        encoded = processor.encode(batch["problem"], batch["steps"], truncation=truncation)
+        encoded = processor.encode(batch["problem"], batch["steps"], truncation="drop")
     except ValueError as error:
         raise ValueError(f"in records {indices[0]} to {indices[-1]}: {error}") from error
+    for index, item in zip(indices, encoded, strict=True):
+        if truncation == "error" and 0 < len(item.step_positions) < item.num_steps:
+            raise ValueError(
+                f"record {index} (from 0) keeps {len(item.step_positions)} of {item.num_steps} steps at "
+                f"max_length={processor.max_length}; raise max_length or pass truncation='drop'"
+            )
     return {
         "input_ids": [item.input_ids for item in encoded],
         "step_positions": [item.step_positions for item in encoded],
         "labels": [row[: len(item.step_positions)] for item, row in zip(encoded, batch["labels"], strict=True)],
     }
+
+
+def _check_record(problem: Any, steps: list[Any], labels: list[Any], num_labels: int) -> None:
+    if num_labels > 1:
+        classes = range(num_labels)
+        if wrong := [label for label in labels if label != IGNORED_LABEL and label not in classes]:
+            raise ValueError(f"labels must be class indices 0 to {num_labels - 1}, or -100: got {wrong[0]!r}")
+        labels = [IGNORED_LABEL] * len(labels)
+    # A column of booleans holds no -100, so that its values are what they say.
+    labels = [float(label) if isinstance(label, bool) else label for label in labels]
+    StepRecord(problem=problem, steps=tuple(steps), labels=tuple(labels))

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 
 from modeling_prm import PRMProcessor
+from modeling_prm.step_loss import IGNORED_LABEL, step_loss
 
 from .arguments import PRMTrainingArguments
 from .collator import PRMDataCollator
@@ -31,14 +33,17 @@ class PRMTrainer(Trainer):
         train_dataset, eval_dataset: records (`problem`, `steps`, `labels`), or what `tokenize_dataset`
             makes of them. `eval_dataset` may be a dictionary of them by name.
         processing_class: the model's processor, saved with every checkpoint.
-        data_collator, compute_metrics, callbacks, optimizers: as in `Trainer`, in place of ours.
+        data_collator, callbacks, optimizers: as in `Trainer`, in place of ours.
+        compute_metrics: as in `Trainer`, in place of ours; the evaluation loss is then Trainer's mean over
+            batches. Predictions are logits (N, S) or (N, S, K), and step probabilities (N, S).
 
     Attributes:
         reports: a `PreparationReport` for each dataset that was tokenized here, by name (`"train"`,
             `"eval"` or the name of the evaluation set).
 
     Raises:
-        ValueError: model and processor do not belong together, or a dataset cannot be used.
+        TypeError: an argument is of the wrong type.
+        ValueError: model and processor do not belong together, or a dataset or an option cannot be used.
     """
 
     def __init__(
@@ -54,7 +59,15 @@ class PRMTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
+        if not isinstance(args, PRMTrainingArguments):
+            raise TypeError(f"args must be trainer.arguments.PRMTrainingArguments, got {type(args).__name__}")
+        if compute_metrics is None and (args.prediction_loss_only or not args.eval_do_concat_batches):
+            raise ValueError(
+                "prediction_loss_only=True and eval_do_concat_batches=False leave no whole set of scores to compute "
+                "metrics and loss from; leave them at their defaults, or give compute_metrics"
+            )
         check_layouts(model, processing_class)
+        self._num_labels = model.config.num_labels
         self.reports: dict[str, PreparationReport] = {}
         self._error_threshold = args.error_threshold
         if args.freeze_backbone:
@@ -79,6 +92,22 @@ class PRMTrainer(Trainer):
             optimizers=optimizers,
         )
 
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """As in `Trainer`."""
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self.model_wrapped is self.model and getattr(self.model, "_is_accelerate_prepared", False) and not sharded:
+            # An evaluation before training marks the model as prepared; accelerate would then take it as it is,
+            # and several processes would each train a model of their own.
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.accelerator._models.clear()
+            self.model._is_accelerate_prepared = False
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer of `Trainer`, with the value head's parameters at `head_learning_rate`."""
         optimizer = super().create_optimizer(model)
@@ -95,6 +124,16 @@ class PRMTrainer(Trainer):
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As in `Trainer`; takes records too."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._tokenized(eval_dataset, "eval", self.processing_class, self.args)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As in `Trainer`; takes records too."""
+        return super().get_test_dataloader(self._tokenized(test_dataset, "test", self.processing_class, self.args))
+
     def _tokenized(
         self, dataset: Any, name: str, processor: PRMProcessor, args: PRMTrainingArguments
     ) -> datasets.Dataset | None:
@@ -108,16 +147,27 @@ class PRMTrainer(Trainer):
         if all(column in dataset.column_names for column in TOKEN_COLUMNS):
             return dataset
         dataset, self.reports[name] = tokenize_dataset(
-            dataset, processor, truncation=args.truncation, overlong_problems=args.overlong_problems
+            dataset,
+            processor,
+            truncation=args.truncation,
+            overlong_problems=args.overlong_problems,
+            num_labels=self._num_labels,
         )
         return dataset
 
     def _compute_step_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         logits, step_probs = prediction.predictions
-        metrics = step_metrics(step_probs, prediction.label_ids, threshold=self._error_threshold)
-        if logits.ndim == 2:
-            # Takes the place of Trainer's mean over batches, which depends on how they were cut.
-            metrics["loss"] = bce_from_logits(logits, prediction.label_ids)
+        labels = targets = prediction.label_ids
+        if logits.ndim == 3:
+            # How much each label's class counts as correct, as the probabilities count theirs.
+            weights = np.array(self.model.config.class_weights, dtype=labels.dtype)
+            targets = np.where(labels == IGNORED_LABEL, labels, weights[np.maximum(labels, 0).astype(np.int64)])
+        metrics = step_metrics(step_probs, targets, threshold=self._error_threshold)
+        # Takes the place of Trainer's mean over batches, which depends on how they were cut.
+        if logits.ndim == 3:
+            metrics["loss"] = step_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+        else:
+            metrics["loss"] = bce_from_logits(logits, labels)
         return metrics
 
 
@@ -125,8 +175,15 @@ def check_layouts(model: PreTrainedModel, processor: PRMProcessor) -> None:
     """Check that model and processor have the same layout of ids.
 
     Raises:
-        ValueError: they differ; the message names where.
+        TypeError: one of them is of the wrong type.
+        ValueError: they differ, the message names where; or the processor's `max_length` is more than the
+            backbone reads.
     """
+    if not hasattr(model.config, "layout") or not hasattr(processor, "separator_token_id"):
+        raise TypeError(
+            "a PRMForStepScoring and its PRMProcessor are needed, got "
+            f"{type(model).__name__} and {type(processor).__name__}; PRMForStepScoring.from_backbone(...) makes both"
+        )
     theirs = {name: getattr(processor, name) for name in model.config.layout}
     theirs["separator_token_id"] = processor.separator_token_id
     ours = {**model.config.layout, "separator_token_id": model.config.separator_token_id}
@@ -135,3 +192,9 @@ def check_layouts(model: PreTrainedModel, processor: PRMProcessor) -> None:
     if different:
         shown = "; ".join(f"{name} is {ours[name]!r} and {theirs[name]!r}" for name in different)
         raise ValueError(f"model and processor do not belong together: {shown}. Load both from the same checkpoint")
+    limit = model.config.max_positions
+    if limit is not None and (processor.max_length is None or processor.max_length > limit):
+        raise ValueError(
+            f"the processor's max_length={processor.max_length} is more than the {limit} tokens that the backbone "
+            f"reads; set it to at most {limit}"
+        )
