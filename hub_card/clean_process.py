@@ -97,7 +97,7 @@ def score_in_clean_process(
             capture_output=True,
             text=True,
             cwd=folder,
-            env={**os.environ, "HF_HOME": folder, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "HF_HOME": folder, "HF_MODULES_CACHE": f"{folder}/modules", "HF_HUB_OFFLINE": "1"},
             check=False,
         )
         if done.returncode != 0:

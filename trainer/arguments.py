@@ -32,7 +32,7 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "Attention of the backbone: eager, sdpa, flash_attention_2, ..."}
     )
-    backbone_dtype: str = field(
+    backbone_dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "Dtype of the backbone's weights; train with --bf16 for autocast."}
     )
     backbone_revision: str = field(default="main", metadata={"help": "Revision of a backbone on the Hub."})
@@ -84,8 +84,9 @@ class PRMTrainingArguments(TrainingArguments):
         error_threshold: probability under which a step counts as wrong in the metrics, in [0, 1].
 
     Raises:
-        ValueError: an option has a value outside those allowed, or `label_smoothing_factor` is set, which
-            smooths a softmax that one logit a step does not have.
+        ValueError: an option has a value outside those allowed; or `label_smoothing_factor` is set, which
+            smooths a softmax that one logit a step does not have; or `average_tokens_across_devices` is
+            off, with which the loss would depend on the number of processes.
     """
 
     _argument_group_name = "training"
@@ -117,6 +118,13 @@ class PRMTrainingArguments(TrainingArguments):
                 f"label_smoothing_factor={self.label_smoothing_factor} smooths the targets of a softmax, which a PRM "
                 "with one logit a step does not have; leave it at 0 and give soft labels in the data instead"
             )
+        if not self.average_tokens_across_devices:
+            raise ValueError(
+                "average_tokens_across_devices=False divides the loss of each process by its own number of labelled "
+                "steps, so that it depends on the number of processes; leave it at True"
+            )
+        if self.head_learning_rate is not None and not self.head_learning_rate >= 0.0:
+            raise ValueError(f"head_learning_rate must be None or at least 0, got {self.head_learning_rate}")
         for name, allowed in (("truncation", ("drop", "error")), ("overlong_problems", ("error", "skip"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")

@@ -24,8 +24,9 @@ def parse_options(
 ) -> tuple[Any, ...]:
     """One instance of each dataclass, from `argv` and from the file that `--config` names.
 
-    The file is a YAML mapping of the options' names (with `_` or `-`); what the command line gives wins.
-    Mistakes print one line and exit with status 2, as argparse does.
+    The file is a YAML mapping of the options' names (with `_` or `-`); what the command line gives wins,
+    and null or an empty list leaves an option at its default. Mistakes print the usage and one line, and
+    exit with status 2, as argparse does.
     """
     parser = HfArgumentParser(
         dataclass_types, prog=f"python -m {prog}", usage=usage, description=description, allow_abbrev=False
@@ -48,8 +49,8 @@ def one_line_errors(report: Any = None) -> Iterator[None]:
     """Show an expected error (bad value, bad file) as one line without a traceback, and exit."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
-        (report or _exit_with)(str(error))
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        (report or _exit_with)(" ".join(str(error).split()))
 
 
 def set_up_logging(*, main_process: bool) -> None:
@@ -74,7 +75,10 @@ def _config_argument(argv: Sequence[str]) -> str | None:
 
 def _file_options(parser: HfArgumentParser, path: Path) -> list[str]:
     """The file's options as words of a command line."""
-    options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(options, dict):
         raise ValueError(f"{path} must hold a mapping of options to values, got {type(options).__name__}")
     known = {action.dest for action in parser._actions} - {"help", "config"}
@@ -83,11 +87,11 @@ def _file_options(parser: HfArgumentParser, path: Path) -> list[str]:
         name = str(name).replace("-", "_")
         if name not in known:
             raise ValueError(f"{path} has the option {name!r}, which is not among those of `{parser.prog} --help`")
-        if value is None:
+        if value is None or value == []:
             continue
-        words.append(f"--{name}")
         if isinstance(value, list):
-            words += [str(item) for item in value]
+            words += [f"--{name}", *map(str, value)]
         else:
-            words.append(json.dumps(value) if isinstance(value, dict) else str(value))
+            # In one word, so that a value which starts with a dash is not taken for an option.
+            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     return words

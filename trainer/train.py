@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 from transformers import set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_prm import PRMForStepScoring, PRMProcessor
@@ -80,10 +81,14 @@ def load_data(
     train_set = _load_all(options.train_data, options)
     if options.eval_fraction:
         return split_by_problem(train_set, options.eval_fraction, seed=seed)
-    named = [source.partition("=") for source in options.eval_data if "=" in source]
-    plain = [source for source in options.eval_data if "=" not in source]
+    # A path may hold the sign itself, as the folders of partitioned data do.
+    plain = [source for source in options.eval_data if "=" not in source or Path(source).exists()]
+    named = [source.partition("=") for source in options.eval_data if source not in plain]
     if named and plain:
         raise ValueError(f"name every evaluation set or none: {plain} have no name, as in name=path")
+    names = [name for name, _, _ in named]
+    if "" in names or len(set(names)) < len(names):
+        raise ValueError(f"give each evaluation set a name of its own, as in name=path; got the names {names}")
     if named:
         return train_set, {name: _load_all([path], options) for name, _, path in named}
     return train_set, _load_all(plain, options) if plain else None
@@ -93,7 +98,8 @@ def find_checkpoint(args: PRMTrainingArguments) -> str | None:
     """The checkpoint to go on from: the one named, or the last in `output_dir` for `last`.
 
     Raises:
-        ValueError: there is none, or there are some and the options do not say to go on from one.
+        ValueError: there is none, the one named is none, or there are some and the options do not say to
+            go on from one.
     """
     folder = Path(args.output_dir)
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
@@ -107,6 +113,11 @@ def find_checkpoint(args: PRMTrainingArguments) -> str | None:
         if last is None:
             raise ValueError(f"{folder} holds no checkpoint to go on from; leave out --resume-from-checkpoint")
         return last
+    if wanted is not None and not (Path(wanted) / TRAINER_STATE_NAME).is_file():
+        raise ValueError(
+            f"{wanted} is no checkpoint of training, which holds {TRAINER_STATE_NAME}; give a folder such as "
+            f"{folder / 'checkpoint-100'}, or 'last'"
+        )
     return wanted
 
 
