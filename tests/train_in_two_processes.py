@@ -18,8 +18,12 @@ LAYOUT = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "s
 def train(folder: Path, *, evaluate_first: bool) -> dict[str, Any]:
     trainer, seen = make_trainer(
         # Seven records in batches of three: the two processes get 3 and 3, then 1 and what fills a batch up.
-        folder / "prm", folder / "run", eval_dataset=make_dataset(LABELS[:7]), per_device_eval_batch_size=3, **LAYOUT
-    )  # fmt: skip
+        folder / "prm",
+        folder / "run",
+        eval_dataset=make_dataset(LABELS[:7]),
+        per_device_eval_batch_size=3,
+        **LAYOUT,
+    )
     metrics = trainer.evaluate() if evaluate_first else None
     trainer.train()
     loss = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
