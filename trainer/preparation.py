@@ -55,7 +55,7 @@ def tokenize_dataset(
         A dataset of `input_ids` (L ids), `step_positions` (S) and `labels` (S floats) a record, and the counts.
 
     Raises:
-        ValueError: columns are missing, a record is not valid or does not fit, or no step has a label.
+        ValueError: the dataset is empty or lacks columns, a record is not valid or does not fit, or no step has a label.
     """
     if truncation not in ("drop", "error") or overlong_problems not in ("error", "skip"):
         raise ValueError(
@@ -67,6 +67,8 @@ def tokenize_dataset(
             f"the dataset lacks the columns {missing}, it has {dataset.column_names}; read it with "
             "trainer.readers.load_step_dataset, which gives problem, steps and labels"
         )
+    if len(dataset) == 0:
+        raise ValueError("the dataset is empty; give at least one record")
     tokenized = dataset.map(
         _tokenize_batch,
         batched=True,
