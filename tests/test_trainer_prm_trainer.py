@@ -152,11 +152,6 @@ def test_freeze_backbone_changes_only_the_head(prm_folder: Folder, tmp_path: Pat
             max_steps=2,
             learning_rate=1e-2,
             head_learning_rate=0.1,
-            tmp_path,
-            freeze_backbone=frozen,
-            max_steps=2,
-            learning_rate=1e-2,
-            head_learning_rate=0.1,
         )
         before = weights_of(trainer.model)
         trainer.train()
