@@ -13,18 +13,18 @@ from transformers import AutoModel, AutoTokenizer
 from trainer.demo_backbone import build_demo_backbone, build_demo_tokenizer
 from trainer.demo_data import example_solutions, generate_arithmetic, problem_split
 
-EQUATION = re.compile(r"^(\d+) ([-+*]) (\d+) = (\d+)\.$")
-CORRECTION = re.compile(r"^Wait, (\d+) ([-+*]) (\d+) is (\d+), not (\d+)\.$")
+EQUATION = re.compile(r"^(\d+) ([-+]) (\d+) = (\d+)\.$")
+CORRECTION = re.compile(r"^Wait, (\d+) ([-+]) (\d+) = (\d+)\.$")
 ANSWER = re.compile(r"^The answer is (\d+)\.$")
-ANSWER_CORRECTION = re.compile(r"^Wait, the answer is (\d+), not (\d+)\.$")
+ANSWER_CORRECTION = re.compile(r"^Wait, the answer is (\d+)\.$")
 GAINS = ("add", "buys", "finds", "gets", "wins")
 LOSSES = ("subtract", "gives away", "loses", "sells", "uses")
 SIGNS = dict.fromkeys(GAINS, "+") | dict.fromkeys(LOSSES, "-")
-SIGN_OF_WORDS = re.compile(rf"\b({'|'.join(SIGNS)}) (\d+)|multiply by (\d+)|each of (\d+) boxes")
+SIGN_OF_WORDS = re.compile(rf"\b({'|'.join(SIGNS)}) (\d+)")
 
 
 def calculate(left: int, sign: str, right: int) -> int:
-    return {"+": left + right, "-": left - right, "*": left * right}[sign]
+    return {"+": left + right, "-": left - right}[sign]
 
 
 def equations_of(problem: str) -> list[tuple[int, str, int, int]]:
@@ -32,8 +32,8 @@ def equations_of(problem: str) -> list[tuple[int, str, int, int]]:
     start = re.search(r"\d+", problem)
     assert start is not None
     value, equations = int(start[0]), []
-    for words, number, factor, boxes in SIGN_OF_WORDS.findall(problem):
-        sign, right = (SIGNS[words], int(number)) if words else ("*", int(factor or boxes))
+    for words, number in SIGN_OF_WORDS.findall(problem):
+        sign, right = SIGNS[words], int(number)
         equations.append((value, sign, right, calculate(value, sign, right)))
         value = equations[-1][-1]
     return equations
@@ -49,11 +49,13 @@ def judge(problem: str, steps: list[str]) -> list[float]:
             sound = sound and (int(left), sign, int(right), int(result)) == equations[index]
             index += 1
         elif match := CORRECTION.match(step):
-            left, sign, right, result = match.groups()[:4]
+            left, sign, right, result = match.groups()
             stated = (int(left), sign, int(right), int(result))
-            sound = stated in equations
+            # Read as a correction of the last step where this equation was due.
+            due = [number for number, equation in enumerate(equations[:index]) if equation == stated]
+            sound = bool(due)
             if sound:
-                index = equations.index(stated) + 1
+                index = due[-1] + 1
         else:
             match = ANSWER.match(step) or ANSWER_CORRECTION.match(step)
             assert match is not None, step
@@ -93,9 +95,9 @@ def test_right_solutions_do_each_operation_once_and_end_with_the_answer():
 def test_columns_types_and_ranges(rows):
     for row in rows:
         assert set(row) == {"problem", "steps", "labels"}
-        assert len(row["steps"]) == len(row["labels"]) >= 2
+        assert len(row["steps"]) == len(row["labels"]) >= 4
         assert all(type(label) is float for label in row["labels"])
-        assert all(0 <= int(number) <= 999 for step in row["steps"] for number in re.findall(r"\d+", step))
+        assert all(0 <= int(number) <= 10 for step in row["steps"] for number in re.findall(r"\d+", step))
 
 
 def test_no_problem_is_on_both_sides_or_comes_twice():
@@ -115,7 +117,7 @@ def test_shares_of_right_wrong_and_corrected_solutions(rows):
     assert wrong / len(rows) == pytest.approx(0.35, abs=0.05)
     assert corrected / len(rows) == pytest.approx(0.35, abs=0.05)
     labels = [label for row in rows for label in row["labels"]]
-    assert 0.25 < labels.count(0.0) / len(labels) < 0.45
+    assert 0.2 < labels.count(0.0) / len(labels) < 0.45
 
 
 def test_corrections_are_right_and_wrong_both(rows):
@@ -128,7 +130,6 @@ def test_corrections_are_right_and_wrong_both(rows):
     [
         ({"split": "test"}, "split"),
         ({"operations": (3, 2)}, "operations"),
-        ({"operands": (0, 9)}, "operands"),
         ({"wrong_share": 0.8, "corrected_share": 0.3}, "sum"),
     ],
 )
@@ -167,6 +168,18 @@ def test_tokenizer_keeps_its_ids_on_loading_and_loses_no_text(folder, text):
     assert loaded(text)["input_ids"] == ids
     assert loaded.decode(ids, clean_up_tokenization_spaces=False) == text
     assert loaded.eos_token_id not in ids
+
+
+def test_heads_start_out_looking_back_at_the_numbers_of_a_step(folder):
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("Step 1: 4 + 3 = 7.\nStep 2: 7 - 5 = 2.", add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        attentions = model(torch.tensor([[*ids, ids[-1]]]), output_attentions=True).attentions
+    # The last token stands where the separator does: two tokens after the 2, five after the 5, eight after the 7.
+    tokens = [*tokenizer.convert_ids_to_tokens(ids), "separator"]
+    seen = [tokens[int(attentions[0][0, head, -1].argmax())] for head in (0, 1, 3)]
+    assert seen == ["2", "5", "7"]
 
 
 def test_the_seed_fixes_the_weights_and_heads_are_of_64(folder, tmp_path):

@@ -26,7 +26,7 @@ from .demo_backbone import build_demo_backbone
 from .demo_data import example_solutions, generate_arithmetic
 from .prm_trainer import PRMTrainer
 
-TRAIN_PROBLEMS = 24_000
+TRAIN_PROBLEMS = 51_200
 EVAL_PROBLEMS = 1_000
 BAR_WIDTH = 20
 
@@ -54,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     problem, solutions = example_solutions()
     steps = [solution["steps"] for solution in solutions.values()]
     step_probs = score_reloaded(trainer, folder, problem, steps)
-    show(f"{folder}: loaded in a clean process by its own code, the same scores to the last bit")
     show(f"Problem: {problem}")
     for name, solution, probs in zip(solutions, solutions.values(), step_probs, strict=True):
         show(format_solution(name, solution["steps"], solution["labels"], probs.tolist()))
@@ -74,14 +73,15 @@ def make_trainer(output_dir: str, train_problems: int, eval_problems: int, seed:
         use_cpu=not torch.cuda.is_available(),
         bf16=True,
         num_train_epochs=1,
-        per_device_train_batch_size=64,
+        per_device_train_batch_size=32,
         per_device_eval_batch_size=64,
         train_sampling_strategy="group_by_length",
-        learning_rate=2e-3,
-        lr_scheduler_type="cosine",
-        warmup_steps=50,
+        learning_rate=1e-3,
+        lr_scheduler_type="linear",
+        warmup_steps=100,
         weight_decay=0.01,
-        logging_steps=25,
+        adam_beta2=0.98,
+        logging_steps=100,
         save_strategy="no",
         report_to="none",
     )
@@ -94,7 +94,7 @@ def score_reloaded(
     """Step probabilities of the saved model in a clean process, one tensor (S,) a solution.
 
     Raises:
-        RuntimeError: they are not bit-equal to those of the model in memory.
+        RuntimeError: its logits differ from those of the model in memory by more than 1e-4.
     """
     problems = [problem] * len(solutions)
     reloaded = score_in_clean_process(folder, problems, solutions)
@@ -103,9 +103,11 @@ def score_reloaded(
     batch = trainer.processing_class(problems, solutions, return_tensors="pt").to(model.device)
     with torch.inference_mode():
         logits = model(**batch).logits.cpu()
-    if model.device.type == "cpu" and not torch.equal(logits, reloaded.logits):
-        difference = (logits - reloaded.logits).abs().max().item()
+    difference = (logits - reloaded.logits).abs().max().item()
+    # Weights mapped from a file lie elsewhere in memory than trained ones, which can change the last bit.
+    if difference > 1e-4:
         raise RuntimeError(f"the reloaded model's logits differ from those in memory by up to {difference:g}")
+    show(f"{folder}: loads in a clean process by its own code; its logits differ from memory by {difference:.1g}")
     return [probs[: len(steps)] for probs, steps in zip(reloaded.step_probs, solutions, strict=True)]
 
 

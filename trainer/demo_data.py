@@ -1,23 +1,26 @@
 """Arithmetic problems with step-by-step solutions, right and wrong, made from a seed.
 
-The demo trains on these and nothing is downloaded. A problem is a chain of two to four operations,
-told as a short story or as a bare calculation; a solution writes one operation a step and closes with
-the answer:
+The demo trains on these and nothing is downloaded. A problem is a chain of three to five additions and
+subtractions within ten, told as a short story or as a bare calculation; a solution writes one operation
+a step and closes with the answer:
 
-    Anna has 17 apples, buys 25 more and gives away 18. How many apples does Anna have now?
-    17 + 25 = 42.  |  42 - 18 = 24.  |  The answer is 24.
+    Anna has 4 apples, buys 3 more, gives away 5 and finds 1 more. How many apples does Anna have now?
+    4 + 3 = 7.  |  7 - 5 = 2.  |  2 + 1 = 3.  |  The answer is 3.
+
+Numbers stay this small because a model that starts from nothing has to learn arithmetic itself from
+right and wrong alone, in minutes on a CPU.
 
 What a label says. A step is correct (1.0) when everything it states is right for the *problem*: the
 operands, the operator and the result are those of the operation which the problem asks for, from the
 true value so far. It is wrong (0.0) otherwise. So a step that goes on from a wrong value is wrong even
 where its own arithmetic holds, and every later step is wrong too until a correction step restores the
-true value. A correction step ("Wait, 17 + 25 is 42, not 43.") is judged by the value it puts forward: a
-true one is correct, a failed or needless one is wrong. After a true correction the solution goes on from
-the true value and its steps are correct again.
+true value. A correction step ("Wait, 4 + 3 = 7.") is judged by the value it puts forward: a true one is
+correct, a failed or needless one is wrong. After a true correction the solution goes on from the true
+value and its steps are correct again.
 
-Where an error comes from (`ERROR_KINDS`): `slip` changes one digit of the result, `carry` is off by a
-forgotten or added carry, `operand` copies a number wrongly and computes with it, `operator` uses another
-operation, `recheck` "corrects" a right result into a wrong one, `answer` reports another final number.
+Where an error comes from (`ERROR_KINDS`): `slip` gets a result wrong, `copy` copies a number wrongly (the
+value so far; in the first step the number that the problem adds or subtracts) and computes with it,
+`recheck` "corrects" a right result into a wrong one, `answer` reports another final number.
 
     python -c "from trainer.demo_data import generate_arithmetic as g; print(g(2, seed=0))"
 """
@@ -31,10 +34,11 @@ from typing import Any, Literal
 
 Split = Literal["train", "eval"]
 
-ERROR_KINDS = ("slip", "carry", "operand", "operator", "recheck", "answer")
+ERROR_KINDS = ("slip", "copy", "recheck", "answer")
 
-_ERROR_WEIGHTS = (30, 15, 20, 12, 11, 12)
-_LARGEST_VALUE = 999
+_ERROR_WEIGHTS = (40, 20, 15, 15)
+_LARGEST_VALUE = 10
+_LARGEST_OPERAND = 5
 _NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Frank", "Grace", "Henry")
 _ITEMS = ("apples", "books", "cards", "coins", "eggs", "marbles", "pencils", "stamps")
 _GAINS = ("buys {} more", "finds {} more", "gets {} more", "wins {} more")
@@ -77,9 +81,7 @@ def generate_arithmetic(
     *,
     seed: int,
     split: Split | None = None,
-    operations: tuple[int, int] = (2, 4),
-    operands: tuple[int, int] = (10, 99),
-    multiplication: bool = True,
+    operations: tuple[int, int] = (3, 5),
     wrong_share: float = 0.35,
     corrected_share: float = 0.35,
 ) -> list[dict[str, Any]]:
@@ -94,8 +96,6 @@ def generate_arithmetic(
             alone (about one in ten is "eval"), so the two sides share no problem whatever the seeds and
             sizes. None takes any problem.
         operations: The least and the most operations of a problem.
-        operands: The least and the largest number to add or subtract; a problem starts from 10 to 99.
-        multiplication: Whether some problems multiply by a factor from 2 to 5.
         wrong_share: Share of solutions with an error that stays.
         corrected_share: Share of solutions with an error that a later step corrects.
 
@@ -107,7 +107,7 @@ def generate_arithmetic(
         ValueError: If a count, range or share is out of bounds, or if the settings allow too few
             different problems.
     """
-    _check_arguments(num_problems, split, operations, operands, wrong_share, corrected_share)
+    _check_arguments(num_problems, split, operations, wrong_share, corrected_share)
     rng = random.Random(seed)
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -117,9 +117,9 @@ def generate_arithmetic(
         if draws > 100 * num_problems + 1000:
             raise ValueError(
                 f"found only {len(rows)} different problems of the {num_problems} asked for; "
-                "ask for fewer, or widen operands or operations"
+                "ask for fewer, or widen operations"
             )
-        problem = _draw_problem(rng, operations, operands, multiplication)
+        problem = _draw_problem(rng, operations)
         if problem.text in seen or (split is not None and split != problem_split(problem.text)):
             continue
         seen.add(problem.text)
@@ -135,35 +135,36 @@ def problem_split(problem: str) -> Split:
 
 
 def example_solutions() -> tuple[str, dict[str, dict[str, Any]]]:
-    """Return one fixed problem, which the "train" split never holds, with three solutions.
+    """Return one fixed problem that no training split holds, with three solutions.
 
     Returns:
         The problem's text, and `{"right": ..., "wrong": ..., "self-corrected": ...}` where each value
         is `{"steps": list[str], "labels": list[float]}`.
     """
-    problem = "Anna has 47 apples, buys 38 more, gives away 28 and finds 19 more. How many apples does Anna have now?"
-    right = ["47 + 38 = 85.", "85 - 28 = 57.", "57 + 19 = 76.", "The answer is 76."]
-    wrong = ["47 + 38 = 75.", "75 - 28 = 47.", "47 + 19 = 66.", "The answer is 66."]
-    corrected = [
-        "47 + 38 = 85.",
-        "85 - 28 = 67.",
-        "67 + 19 = 86.",
-        "Wait, 85 - 28 is 57, not 67.",
-        "57 + 19 = 76.",
-        "The answer is 76.",
-    ]
-    return problem, {
-        "right": {"steps": right, "labels": [1.0, 1.0, 1.0, 1.0]},
-        "wrong": {"steps": wrong, "labels": [0.0, 0.0, 0.0, 0.0]},
-        "self-corrected": {"steps": corrected, "labels": [1.0, 0.0, 0.0, 1.0, 1.0, 1.0]},
+    solutions = {
+        "right": (
+            ["4 + 3 = 7.", "7 - 5 = 2.", "2 + 4 = 6.", "The answer is 6."],
+            [1.0, 1.0, 1.0, 1.0],
+        ),
+        "wrong": (
+            ["4 + 3 = 7.", "7 - 5 = 3.", "3 + 4 = 7.", "The answer is 7."],
+            [1.0, 0.0, 0.0, 0.0],
+        ),
+        "self-corrected": (
+            ["4 + 3 = 7.", "7 - 5 = 3.", "3 + 4 = 7.", "Wait, 7 - 5 = 2.", "2 + 4 = 6.", "The answer is 6."],
+            [1.0, 0.0, 0.0, 1.0, 1.0, 1.0],
+        ),
     }
+    return _EXAMPLE_TEXT, {name: {"steps": steps, "labels": labels} for name, (steps, labels) in solutions.items()}
+
+
+_EXAMPLE_TEXT = "Carla has 4 apples, buys 3 more, gives away 5 and finds 4 more. How many apples does Carla have now?"
 
 
 def _check_arguments(
     num_problems: int,
     split: str | None,
     operations: tuple[int, int],
-    operands: tuple[int, int],
     wrong_share: float,
     corrected_share: float,
 ) -> None:
@@ -173,8 +174,6 @@ def _check_arguments(
         raise ValueError(f"split is {split!r}; it must be 'train', 'eval' or None")
     if not 1 <= operations[0] <= operations[1] <= 8:
         raise ValueError(f"operations is {operations}; it must be (least, most) within 1 to 8")
-    if not 1 <= operands[0] < operands[1] <= 500:
-        raise ValueError(f"operands is {operands}; it must be (least, largest) within 1 to 500")
     if min(wrong_share, corrected_share) < 0 or wrong_share + corrected_share > 1:
         raise ValueError(
             f"wrong_share is {wrong_share} and corrected_share is {corrected_share}; "
@@ -183,44 +182,35 @@ def _check_arguments(
 
 
 def _apply(value: int, operator: str, operand: int) -> int:
-    if operator == "+":
-        return value + operand
-    return value - operand if operator == "-" else value * operand
+    return value + operand if operator == "+" else value - operand
 
 
-def _draw_problem(
-    rng: random.Random, operations: tuple[int, int], operands: tuple[int, int], multiplication: bool
-) -> _Problem:
+def _draw_problem(rng: random.Random, operations: tuple[int, int]) -> _Problem:
     count = rng.randint(*operations)
-    multiplied = multiplication and rng.random() < 0.3
     while True:
-        start = rng.randint(10, 99)
-        chain: list[tuple[str, int]] = []
-        if multiplied:
-            chain.append(("*", rng.randint(2, 5)))
-        while len(chain) < count:
-            chain.append((rng.choice("+-"), rng.randint(*operands)))
-        problem = _Problem("", start, tuple(chain))
-        if all(0 <= value <= _LARGEST_VALUE for value in problem.values()):
+        start = rng.randint(1, _LARGEST_VALUE - 1)
+        chain = tuple((rng.choice("+-"), rng.randint(1, _LARGEST_OPERAND)) for _ in range(count))
+        problem = _Problem("", start, chain)
+        if all(map(_can_be_written, problem.values())):
             break
     tell = _tell_story if rng.random() < 0.7 else _tell_calculation
     return _Problem(tell(rng, problem), problem.start, problem.operations)
 
 
+def _can_be_written(number: int) -> bool:
+    return 0 <= number <= _LARGEST_VALUE
+
+
 def _tell_story(rng: random.Random, problem: _Problem) -> str:
     name, items = rng.choice(_NAMES), rng.choice(_ITEMS)
     parts = [f"{name} has {problem.start} {items}"]
-    rest = problem.operations
-    if rest[0][0] == "*":
-        parts = [f"{name} has {problem.start} {items} in each of {rest[0][1]} boxes"]
-        rest = rest[1:]
-    for operator, operand in rest:
+    for operator, operand in problem.operations:
         parts.append(rng.choice(_GAINS if operator == "+" else _LOSSES).format(operand))
     return f"{_join(parts)}. How many {items} does {name} have now?"
 
 
 def _tell_calculation(rng: random.Random, problem: _Problem) -> str:
-    verbs = {"+": "add {}", "-": "subtract {}", "*": "multiply by {}"}
+    verbs = {"+": "add {}", "-": "subtract {}"}
     parts = [f"Start with {problem.start}"]
     parts += [verbs[operator].format(operand) for operator, operand in problem.operations]
     return f"{_join(parts)}. What is the result?"
@@ -246,12 +236,16 @@ def _draw_solution(
         delay = rng.choice((0, 0, 1, 2)) if fate >= wrong_share else None
         writer = _Writer(problem, rng)
         writer.write(_Plan(kind, position, rng.random() < 0.15, delay))
-        if all(0 <= number <= _LARGEST_VALUE for number in writer.numbers):
+        if all(map(_can_be_written, writer.numbers)) and not writer.ambiguous:
             return writer.steps, writer.labels
 
 
 class _Writer:
-    """Writes one solution; `numbers` keeps every stated result, for the caller to check its size."""
+    """Writes one solution.
+
+    `numbers` keeps every stated result, for the caller to check its size; `ambiguous` says whether a
+    correction can be read as one of a later step, where the same equation is due again.
+    """
 
     def __init__(self, problem: _Problem, rng: random.Random) -> None:
         self.problem = problem
@@ -260,6 +254,7 @@ class _Writer:
         self.steps: list[str] = []
         self.labels: list[float] = []
         self.numbers: list[int] = []
+        self.ambiguous = False
 
     def write(self, plan: _Plan | None) -> None:
         """Write all steps, with what `plan` says goes wrong."""
@@ -274,11 +269,18 @@ class _Writer:
                 shown = self._go_on(index, shown)
             if error_at is not None and wrong is not None and countdown is not None:
                 if countdown == 0 or index == count:
-                    shown = self._correct(error_at, self._truth(error_at), wrong)
+                    later = range(error_at + 1, index + 1)
+                    self.ambiguous |= any(self._equation(i) == self._equation(error_at) for i in later)
+                    shown = self._correct(error_at, self._truth(error_at))
                     index, wrong = error_at, None
                 else:
                     countdown -= 1
             index += 1
+
+    def _equation(self, index: int) -> tuple[int, tuple[str, int] | None]:
+        """What is due at step `index`: the value before it and its operation, None for the answer."""
+        is_answer = index == len(self.problem.operations)
+        return self.values[index], None if is_answer else self.problem.operations[index]
 
     def _truth(self, index: int) -> int:
         """The true result of operation `index`, or the true answer where it is the number of operations."""
@@ -300,80 +302,51 @@ class _Writer:
         self._add(f"{shown} {operator} {operand} = {result}.", result, correct)
         return result
 
-    def _correct(self, index: int, result: int, wrong: int) -> int:
-        """Write a correction of step `index` that puts `result` in the place of `wrong`."""
-        stated = "the answer"
-        if index < len(self.problem.operations):
+    def _correct(self, index: int, result: int) -> int:
+        """Write a correction of step `index` that puts `result` forward."""
+        if index == len(self.problem.operations):
+            step = f"Wait, the answer is {result}."
+        else:
             operator, operand = self.problem.operations[index]
-            stated = f"{self.values[index]} {operator} {operand}"
-        self._add(f"Wait, {stated} is {result}, not {wrong}.", result, result == self._truth(index))
+            step = f"Wait, {self.values[index]} {operator} {operand} = {result}."
+        self._add(step, result, result == self._truth(index))
         return result
 
     def _fail(self, index: int, shown: int, plan: _Plan) -> int:
         """Write step `index` with the error that `plan` asks for and return the wrong value."""
         rng, truth = self.rng, self._truth(index)
         if plan.kind == "answer":
-            others = [value for value in self.values if value != truth]
-            wrong = rng.choice(others) if others and rng.random() < 0.5 else _slip(rng, truth)
+            wrong = _another(rng, truth)
             self._add(f"The answer is {wrong}.", wrong, False)
         elif plan.kind == "recheck":
             self._go_on(index, shown)
-            wrong = self._correct(index, _slip(rng, truth), truth)
+            wrong = self._correct(index, _another(rng, truth))
         else:
             wrong = self._miscalculate(index, shown, plan.kind)
         if plan.attempted:
-            again = _slip(rng, wrong)
-            while again == truth:
-                again = _slip(rng, wrong)
-            wrong = self._correct(index, again, wrong)
+            again = wrong
+            while again in (wrong, truth):
+                again = _another(rng, wrong)
+            wrong = self._correct(index, again)
         return wrong
 
     def _miscalculate(self, index: int, shown: int, kind: str) -> int:
-        """Write operation `index` with a wrong result, operand or operator and return its result."""
-        rng = self.rng
+        """Write operation `index` with a wrong result or a number copied wrongly, and return its result."""
         operator, operand = self.problem.operations[index]
+        if kind == "copy" and index == 0:
+            operand = _another(self.rng, operand)
+        elif kind == "copy":
+            shown = _another(self.rng, shown)
+        result = _apply(shown, operator, operand)
         if kind == "slip":
-            result = _slip(rng, self._truth(index))
-        elif kind == "carry":
-            result = self._truth(index) + _carry_error(shown, operator, operand)
-        else:
-            if kind == "operator":
-                operator = "-" if operator == "+" else "+"
-            elif rng.random() < 0.5:
-                operand = _miscopy(rng, operand)
-            else:
-                shown = _miscopy(rng, shown)
-            result = _apply(shown, operator, operand)
+            result = _another(self.rng, result)
         self._add(f"{shown} {operator} {operand} = {result}.", result, False)
         return result
 
 
-def _slip(rng: random.Random, number: int) -> int:
-    """Change one digit, half of the time by one; a number keeps its count of digits."""
-    if number < 0:
-        return -_slip(rng, -number)
+def _another(rng: random.Random, number: int) -> int:
+    """Another number that can be written, half of the time a neighbour."""
     while True:
-        digits = [int(digit) for digit in str(number)]
-        place = rng.randrange(len(digits))
-        digits[place] = digits[place] + rng.choice((-1, 1)) if rng.random() < 0.5 else rng.randrange(10)
-        changed = int("".join(str(digit % 10) for digit in digits))
-        if changed != number and len(str(changed)) == len(digits):
-            return changed
-
-
-def _miscopy(rng: random.Random, number: int) -> int:
-    """Swap the first two digits where that makes another number of as many digits, or change one digit."""
-    text = str(number)
-    swapped = text[1:2] + text[:1] + text[2:]
-    if rng.random() < 0.3 and swapped != text and swapped[0] != "0":
-        return int(swapped)
-    return _slip(rng, number)
-
-
-def _carry_error(value: int, operator: str, operand: int) -> int:
-    """The difference a forgotten carry or borrow makes, or a needless one where none is due."""
-    if operator == "+":
-        return -10 if value % 10 + operand % 10 >= 10 else 10
-    if operator == "-":
-        return 10 if value % 10 < operand % 10 else -10
-    return -10 if value % 10 * operand >= 10 else 10
+        other = number + rng.choice((-1, 1)) if rng.random() < 0.5 else rng.randint(0, _LARGEST_VALUE)
+        if other != number and _can_be_written(other):
+            return other
