@@ -55,6 +55,8 @@ class DataArguments:
         default=0.0,
         metadata={"help": "Share of the training problems to hold out for evaluation, all solutions of one together."},
     )
+    train_split: str = field(default="train", metadata={"help": "The split to train on, where data is from the Hub."})
+    eval_split: str = field(default="test", metadata={"help": "The split to evaluate, where data is from the Hub."})
     data_format: str = field(default="auto", metadata={"help": "Format of the data, found by its columns if 'auto'."})
     on_bad_row: Literal["error", "skip"] = field(
         default="error",

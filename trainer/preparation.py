@@ -55,7 +55,8 @@ def tokenize_dataset(
         A dataset of `input_ids` (L ids), `step_positions` (S) and `labels` (S floats) a record, and the counts.
 
     Raises:
-        ValueError: the dataset is empty or lacks columns, a record is not valid or does not fit, or no step has a label.
+        ValueError: the dataset is empty or lacks columns, a record is not valid or does not fit, or no step
+            has a label.
     """
     if truncation not in ("drop", "error") or overlong_problems not in ("error", "skip"):
         raise ValueError(

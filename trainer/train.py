@@ -18,6 +18,7 @@ from modeling_prm import PRMForStepScoring, PRMProcessor
 
 from .arguments import DataArguments, ModelArguments, PRMTrainingArguments
 from .command_line import one_line_errors, parse_options, set_up_logging
+from .data_files import is_hub_id
 from .prm_trainer import PRMTrainer
 from .readers import load_step_dataset
 from .splits import split_by_problem
@@ -78,7 +79,7 @@ def load_data(
     options: DataArguments, *, seed: int
 ) -> tuple[datasets.Dataset, datasets.Dataset | dict[str, datasets.Dataset] | None]:
     """The training set, and the evaluation set or sets by name, if any."""
-    train_set = _load_all(options.train_data, options)
+    train_set = _load_all(options.train_data, options, split=options.train_split)
     if options.eval_fraction:
         return split_by_problem(train_set, options.eval_fraction, seed=seed)
     # A path may hold the sign itself, as the folders of partitioned data do.
@@ -90,8 +91,8 @@ def load_data(
     if "" in names or len(set(names)) < len(names):
         raise ValueError(f"give each evaluation set a name of its own, as in name=path; got the names {names}")
     if named:
-        return train_set, {name: _load_all([path], options) for name, _, path in named}
-    return train_set, _load_all(plain, options) if plain else None
+        return train_set, {name: _load_all([path], options, split=options.eval_split) for name, _, path in named}
+    return train_set, _load_all(plain, options, split=options.eval_split) if plain else None
 
 
 def find_checkpoint(args: PRMTrainingArguments) -> str | None:
@@ -121,8 +122,16 @@ def find_checkpoint(args: PRMTrainingArguments) -> str | None:
     return wanted
 
 
-def _load_all(sources: Sequence[str], options: DataArguments) -> datasets.Dataset:
-    parts = [load_step_dataset(path, format=options.data_format, on_bad_row=options.on_bad_row) for path in sources]
+def _load_all(sources: Sequence[str], options: DataArguments, *, split: str) -> datasets.Dataset:
+    parts = [
+        load_step_dataset(
+            source,
+            format=options.data_format,
+            on_bad_row=options.on_bad_row,
+            split=split if is_hub_id(source) else None,
+        )
+        for source in sources
+    ]
     return datasets.concatenate_datasets(parts)
 
 
