@@ -1,0 +1,99 @@
+"""Options of training: their names, their defaults beside those of Transformers, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+import pytest
+from small_training import make_arguments
+from transformers import TrainingArguments
+
+from trainer.arguments import DataArguments, ModelArguments, PRMTrainingArguments
+
+# What users write in their scripts and files. A name that leaves this list breaks them.
+MODEL_OPTIONS = {
+    "backbone": MISSING,
+    "head_type": "linear",
+    "head_dropout": 0.1,
+    "separator_token": "<|step_end|>",
+    "prompt_layout": "plain",
+    "max_length": None,
+    "aggregation": "min",
+    "attn_implementation": None,
+    "backbone_dtype": "float32",
+    "backbone_revision": "main",
+}
+DATA_OPTIONS = {
+    "train_data": MISSING,
+    "eval_data": [],
+    "eval_fraction": 0.0,
+    "train_split": "train",
+    "eval_split": "test",
+    "data_format": "auto",
+    "on_bad_row": "error",
+}
+TRAINING_OPTIONS = {
+    "head_learning_rate": None,
+    "freeze_backbone": False,
+    "truncation": "drop",
+    "overlong_problems": "error",
+    "error_threshold": 0.5,
+}
+
+
+def defaults(dataclass: type) -> dict[str, Any]:
+    return {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(dataclass)
+    }
+
+
+def test_names_and_defaults_of_our_options_are_frozen() -> None:
+    assert defaults(ModelArguments) == MODEL_OPTIONS
+    assert defaults(DataArguments) == DATA_OPTIONS
+    theirs, ours = defaults(TrainingArguments), defaults(PRMTrainingArguments)
+    assert {name: value for name, value in ours.items() if name not in theirs} == TRAINING_OPTIONS
+    changed = {name: value for name, value in theirs.items() if ours[name] != value}
+    assert changed == {"learning_rate": 5e-5, "logging_steps": 500}
+    assert (ours["learning_rate"], ours["logging_steps"]) == (1e-5, 10)
+
+
+def test_names_are_in_one_dataclass_only_and_explained() -> None:
+    seen: set[str] = set()
+    for dataclass in (ModelArguments, DataArguments, PRMTrainingArguments):
+        names = {field.name for field in fields(dataclass)}
+        assert not names & seen
+        seen |= names
+        for field in fields(dataclass):
+            if field.name in MODEL_OPTIONS | DATA_OPTIONS | TRAINING_OPTIONS:
+                assert field.metadata["help"].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor=0.1 smooths the targets of a softmax.*soft labels"),
+        ({"average_tokens_across_devices": False}, "the number of processes; leave it at True"),
+        ({"truncation": "cut"}, r"truncation must be one of \('drop', 'error'\), got 'cut'"),
+        ({"overlong_problems": "drop"}, r"overlong_problems must be one of \('error', 'skip'\), got 'drop'"),
+        ({"error_threshold": 1.01}, r"error_threshold must be in \[0, 1\], got 1.01"),
+        ({"error_threshold": float("nan")}, r"error_threshold must be in \[0, 1\], got nan"),
+        ({"head_learning_rate": -1e-5}, "head_learning_rate must be None or at least 0, got -1e-05"),
+        ({"bf16": True, "fp16": True}, "At most one of fp16 and bf16"),
+    ],
+)
+def test_values_outside_those_allowed_are_refused(tmp_path: Any, option: dict[str, Any], message: str) -> None:
+    make_arguments(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        make_arguments(tmp_path, **option)
+
+
+def test_values_at_the_border_are_taken(tmp_path: Any) -> None:
+    args = make_arguments(tmp_path, error_threshold=1.0, head_learning_rate=0.0, truncation="error")
+    assert (args.error_threshold, args.head_learning_rate, args.truncation) == (1.0, 0.0, "error")
+
+
+def test_evaluation_data_come_from_one_place() -> None:
+    with pytest.raises(ValueError, match="give --eval-data or --eval-fraction, not both"):
+        DataArguments(train_data=["a"], eval_data=["b"], eval_fraction=0.1)
