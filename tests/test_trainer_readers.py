@@ -12,9 +12,10 @@ from typing import Any
 import datasets
 import pytest
 
+from modeling_prm.step_loss import IGNORED_LABEL
 from trainer.formats import READERS
 from trainer.readers import load_step_dataset, read_step_records
-from trainer.records import IGNORED, StepRecord
+from trainer.records import StepRecord
 
 PLAIN = {"problem": "1 + 1?", "steps": ["1 + 1 = 2.", "So 3."], "labels": [1, -1]}
 TRL = {"prompt": "1 + 1?", "completions": ["1 + 1 = 2.", "So 3."], "labels": [True, False]}
@@ -57,7 +58,7 @@ def test_dataset_has_explicit_types(tmp_path: Path) -> None:
 
 def test_plain_reads_what_a_record_writes(tmp_path: Path) -> None:
     records = [
-        StepRecord(problem="p", steps=("1. a", "2. b", " c "), labels=(0.125, IGNORED, 1.0)),
+        StepRecord(problem="p", steps=("1. a", "2. b", " c "), labels=(0.125, IGNORED_LABEL, 1.0)),
         StepRecord(problem="q\u2028r", steps=("a\nb",), labels=(0.0,)),
     ]
     path = write_jsonl(tmp_path / "a.jsonl", (record.to_dict() for record in records))

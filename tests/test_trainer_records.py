@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from trainer.records import IGNORED, StepRecord
+from modeling_prm.step_loss import IGNORED_LABEL
+from trainer.records import StepRecord
 
 
 def make(**changes: Any) -> StepRecord:
@@ -14,7 +15,7 @@ def make(**changes: Any) -> StepRecord:
 
 
 def test_record_keeps_its_values_and_gives_lists() -> None:
-    record = make(labels=(0.25, IGNORED))
+    record = make(labels=(0.25, IGNORED_LABEL))
     assert record.to_dict() == {
         "problem": "1 + 1?",
         "steps": ["1 + 1 = 2.", "So 2."],

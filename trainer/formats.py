@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .records import IGNORED, StepRecord
+from modeling_prm.step_loss import IGNORED_LABEL
+
+from .records import StepRecord
 
 Row = Mapping[str, Any]
 
@@ -53,7 +55,7 @@ def read_plain(row: Row) -> list[StepRecord]:
                 "labels hold both -1 and 0: with -1 for incorrect a 0 is neutral, and what neutral counts "
                 "as is a choice; write 1 (correct), -1 (incorrect) or null (no label) in its place"
             )
-        if others := [number for number in numbers if number not in (1, -1, IGNORED)]:
+        if others := [number for number in numbers if number not in (1, -1, IGNORED_LABEL)]:
             raise ValueError(
                 f"labels must be of one code: got {others[0]!r} beside -1; write +1/-1, or probabilities in [0, 1]"
             )
@@ -158,12 +160,13 @@ def _to_tuple(name: str, value: object) -> tuple[Any, ...]:
 def _to_floats(labels: tuple[Any, ...]) -> tuple[Any, ...]:
     """Labels with null as -100 and booleans as numbers; what else is no label the record refuses."""
     has_bools = any(isinstance(label, bool) for label in labels)
-    numbers = [label for label in labels if not isinstance(label, bool) and label not in (None, IGNORED)]
+    numbers = [label for label in labels if not isinstance(label, bool) and label not in (None, IGNORED_LABEL)]
     if has_bools and numbers:
         raise ValueError(
             f"labels must be of one code: got {numbers[0]!r} beside booleans; "
             "write booleans or numbers, and null where there is no label"
         )
     return tuple(
-        IGNORED if label in (None, IGNORED) else float(label) if label in (0, 1) else label for label in labels
+        IGNORED_LABEL if label in (None, IGNORED_LABEL) else float(label) if label in (0, 1) else label
+        for label in labels
     )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .records import IGNORED
+from modeling_prm.step_loss import IGNORED_LABEL
 
 FloatArray = npt.NDArray[np.floating[Any]]
 BoolArray = npt.NDArray[np.bool_]
@@ -217,16 +217,16 @@ def _check_labelled(name: str, array: FloatArray, labels: FloatArray) -> BoolArr
     _check_float_array(name, array)
     _check_float_array("labels", labels)
     _check_same_shape(name, array, "labels", labels)
-    mask = labels != IGNORED
+    mask = labels != IGNORED_LABEL
     labelled = labels[mask]
     if labelled.size == 0:
         raise ValueError(
-            f"at least one labelled step is needed, got labels of {IGNORED:g} only; check how they were made"
+            f"at least one labelled step is needed, got labels of {IGNORED_LABEL:g} only; check how they were made"
         )
     outside = ~((labelled >= 0.0) & (labelled <= 1.0))
     if outside.any():
         raise ValueError(
-            f"labels must be in [0, 1] or {IGNORED:g}, got {float(labelled[outside][0])} and in all "
+            f"labels must be in [0, 1] or {IGNORED_LABEL:g}, got {float(labelled[outside][0])} and in all "
             f"{int(outside.sum())} such; convert the dataset's own code first"
         )
     return mask

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-IGNORED = -100.0
-"""Label of a step that has no label: it takes part in no loss and no metric."""
+from modeling_prm.step_loss import IGNORED_LABEL
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +16,7 @@ class StepRecord:
         problem: The problem's text, not empty.
         steps: The solution's steps in order, at least one, none empty or only whitespace.
         labels: One number a step: 1.0 correct, 0.0 incorrect, a number between them a soft label
-            (an estimate of the probability that the step is correct), -100.0 (`IGNORED`) no label.
+            (an estimate of the probability that the step is correct), -100.0 (`IGNORED_LABEL`) no label.
         problem_group: The text that this problem is a version of, where it is one. Records of one group,
             like those of one problem, stay on one side of a split.
 
@@ -48,7 +47,7 @@ class StepRecord:
         if len(self.labels) != len(self.steps):
             raise ValueError(
                 f"as many labels as steps are needed: got {len(self.labels)} labels for "
-                f"{len(self.steps)} steps; label a step that has none with {IGNORED:g}"
+                f"{len(self.steps)} steps; label a step that has none with {IGNORED_LABEL:g}"
             )
         for number, label in enumerate(self.labels, start=1):
             _check_label(label, where=f" at step {number} of {len(self.labels)}")
@@ -90,10 +89,10 @@ def _check_label(label: object, *, where: str) -> None:
     if isinstance(label, bool) or not isinstance(label, (int, float)):
         raise TypeError(
             f"labels must be ints or floats: got {label!r} ({type(label).__name__}){where}; "
-            f"convert it to 1.0 (correct), 0.0 (incorrect) or {IGNORED:g} (no label)"
+            f"convert it to 1.0 (correct), 0.0 (incorrect) or {IGNORED_LABEL:g} (no label)"
         )
     # NaN fails both comparisons.
-    if not (0.0 <= label <= 1.0 or label == IGNORED):
+    if not (0.0 <= label <= 1.0 or label == IGNORED_LABEL):
         raise ValueError(
-            f"labels must be in [0, 1] or {IGNORED:g}: got {label!r}{where}; convert the dataset's own code first"
+            f"labels must be in [0, 1] or {IGNORED_LABEL:g}: got {label!r}{where}; convert the dataset's own code first"
         )
