@@ -64,9 +64,14 @@ def test_loss_and_gradients_do_not_depend_on_micro_batches(
 
 
 def test_two_processes_give_the_same_loss_gradients_and_weights(
-    exact: tuple[float, dict[str, torch.Tensor]], two_processes: list[dict[str, Any]]
+    prm_folder: Folder, exact: tuple[float, dict[str, torch.Tensor]], two_processes: list[dict[str, Any]]
 ) -> None:
-    for run in ("train", "evaluate_then_train"):
+    model = PRMForStepScoring.from_pretrained(prm_folder("qwen2"))
+    processor = PRMProcessor.from_pretrained(prm_folder("qwen2"))
+    seven = exact_loss_and_gradients(model, processor, make_rows(LABELS[:7]))
+    for run in ("train", "evaluate_then_train", "uneven"):
+        if run == "uneven":
+            exact = seven
         for result in two_processes:
             assert result["world_size"] == 2
             assert result[run]["loss"] == pytest.approx(exact[0], rel=1e-5)

@@ -15,15 +15,10 @@ from small_training import LABELS, make_dataset, make_trainer
 LAYOUT = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "sgd": True}
 
 
-def train(folder: Path, *, evaluate_first: bool) -> dict[str, Any]:
-    trainer, seen = make_trainer(
-        # Seven records in batches of three: the two processes get 3 and 3, then 1 and what fills a batch up.
-        folder / "prm",
-        folder / "run",
-        eval_dataset=make_dataset(LABELS[:7]),
-        per_device_eval_batch_size=3,
-        **LAYOUT,
-    )
+def train(folder: Path, *, records: int = 8, evaluate_first: bool = False) -> dict[str, Any]:
+    # Seven records in batches of three: the two processes get 3 and 3, then 1 and what fills a batch up.
+    evaluation = {"eval_dataset": make_dataset(LABELS[:7]), "per_device_eval_batch_size": 3}
+    trainer, seen = make_trainer(folder / "prm", folder / "run", make_dataset(LABELS[:records]), **evaluation, **LAYOUT)
     metrics = trainer.evaluate() if evaluate_first else None
     trainer.train()
     loss = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
@@ -33,8 +28,10 @@ def train(folder: Path, *, evaluate_first: bool) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     result: dict[str, Any] = {
-        "train": train(folder, evaluate_first=False),
+        "train": train(folder),
         "evaluate_then_train": train(folder, evaluate_first=True),
+        # One record is missing for whole batches.
+        "uneven": train(folder, records=7),
     }
     result["world_size"] = torch.distributed.get_world_size()
     torch.save(result, folder / f"rank{torch.distributed.get_rank()}.pt")

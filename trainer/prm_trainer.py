@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import datasets
@@ -107,6 +107,21 @@ class PRMTrainer(Trainer):
             self.accelerator._models.clear()
             self.model._is_accelerate_prepared = False
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
+        """As in `Trainer`, where records that only fill up an epoch's last batch have no labels."""
+        return super().get_batch_samples(map(self._without_fillers, epoch_iterator), num_batches, device)
+
+    def _without_fillers(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        # To give every process a whole last batch, accelerate repeats records, which would count twice.
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0 or "labels" not in batch:
+            return batch
+        labels = batch["labels"].clone()
+        labels[max(state.remainder - self.args.process_index * len(labels), 0) :] = IGNORED_LABEL
+        return {**batch, "labels": labels}
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer of `Trainer`, with the value head's parameters at `head_learning_rate`."""
