@@ -122,7 +122,7 @@ def test_classes_are_evaluated_by_how_much_they_count_as_correct(make_prm: MakeP
     # Class 0 counts as correct, class 1 for the most part, class 2 not at all, unlike their indices.
     model, processor = make_prm("qwen2", num_labels=3, class_weights=[1.0, 0.75, 0.0])
     rows = make_rows([[0.0, 2.0, 1.0], [-100.0, 0.0], [2.0]])
-    args = make_arguments(tmp_path, max_steps=40, learning_rate=1e-2, per_device_train_batch_size=3)
+    args = make_arguments(tmp_path, max_steps=40, learning_rate=1e-2, per_device_eval_batch_size=2)
     dataset = datasets.Dataset.from_list(rows)
     trainer = PRMTrainer(model, args, processing_class=processor, train_dataset=dataset, eval_dataset=dataset)
     before, losses, targets = trainer.evaluate(), [], {0.0: 1.0, 1.0: 0.75, 2.0: 0.0}

@@ -157,7 +157,14 @@ def test_the_same_seed_gives_the_same_model(options: list[str], tmp_path: Path) 
     assert not same_weights(folders[0], folders[2])
 
 
-def test_resuming_ends_where_an_uninterrupted_run_does(options: list[str], tmp_path: Path) -> None:
+def test_resuming_ends_where_an_uninterrupted_run_does(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    training_step = train.PRMTrainer.training_step
+    monkeypatch.setattr(
+        train.PRMTrainer, "training_step", lambda self, *given: (calls.append(1), training_step(self, *given))[1]
+    )
     # The schedule must not see where the first part stopped.
     steps = ["--save-steps", "2", "--lr-scheduler-type", "constant", "--learning-rate", "1e-2"]
     steps += ["--per-device-train-batch-size", "2", "--head-learning-rate", "5e-2"]
@@ -169,7 +176,9 @@ def test_resuming_ends_where_an_uninterrupted_run_does(options: list[str], tmp_p
         f"error: {tmp_path / 'out'} holds checkpoint-2 of an earlier run; go on from it with "
         "--resume-from-checkpoint last, or name another --output-dir"
     )
+    assert len(calls) == 4 + 2
     train.main([*options, *steps, "--max-steps", "4", "--resume-from-checkpoint", "last"])
+    assert len(calls) == 4 + 2 + 2, "the first two steps must not be taken again"
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert state["global_step"] == 4
     assert same_weights(loads(tmp_path / "out"), loads(tmp_path / "whole"))
@@ -192,6 +201,7 @@ MISTAKES = {
     "a PRM as backbone": (["--backbone", "{prm}"], "is a PRM already, whose head would be lost"),
     "missing data": (["--train-data", "{tmp}/absent.jsonl"], "absent.jsonl does not exist"),
     "bad row": (["--train-data", "{bad}"], r"bad.jsonl:3: labels must be in [0, 1] or -100: got 2.0"),
+    "unknown format": (["--data-format", "no_such"], "no_such"),
     "bad fraction": (["--eval-fraction", "1.5"], "fraction must be between 0 and 1"),
     "half the sets named": (["--eval-data", "a=x", "y"], "name every evaluation set or none: ['y'] have no name"),
     "a name twice": (["--eval-data", "a=x", "a=y"], "a name of its own, as in name=path; got the names ['a', 'a']"),
@@ -232,6 +242,15 @@ def test_a_mistake_shows_no_traceback_and_fails(options: list[str], tmp_path: Pa
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'absent'} is neither a folder")
+
+
+def test_a_mistake_found_in_one_process_ends_both(options: list[str]) -> None:
+    # The data are tokenized in one process while the other waits for it.
+    done = run_python("trainer.train", *options, "--max-length", "3", processes=2, timeout=120)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 2
+    assert all("8 records have a problem that leaves room for no step" in line for line in lines)
 
 
 def test_bad_rows_can_be_skipped(options: list[str], data: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
