@@ -79,16 +79,7 @@ def tokenize_dataset(
         features=_FEATURES,
         desc="Tokenizing",
     )
-    fits = [len(positions) > 0 for positions in tokenized["step_positions"]]
-    overlong = [index for index, fit in enumerate(fits) if not fit]
-    if overlong and overlong_problems == "error":
-        raise ValueError(
-            f"{len(overlong)} records have a problem that leaves room for no step at max_length="
-            f"{processor.max_length}, the first are numbers {overlong[:5]} (from 0); raise max_length or pass "
-            "overlong_problems='skip'"
-        )
-    if overlong:
-        tokenized = tokenized.select([index for index, fit in enumerate(fits) if fit])
+    tokenized = _without_overlong(tokenized, processor, overlong_problems)
     labels = tokenized["labels"]
     report = PreparationReport(
         records=len(dataset),
@@ -147,3 +138,18 @@ def _check_record(problem: Any, steps: list[Any], labels: list[Any], num_labels:
     # A column of booleans holds no -100, so that its values are what they say.
     labels = [float(label) if isinstance(label, bool) else label for label in labels]
     StepRecord(problem=problem, steps=tuple(steps), labels=tuple(labels))
+
+
+def _without_overlong(tokenized: datasets.Dataset, processor: PRMProcessor, overlong_problems: str) -> datasets.Dataset:
+    """The records of which a step fits; the others raise or are left out."""
+    fits = [len(positions) > 0 for positions in tokenized["step_positions"]]
+    overlong = [index for index, fit in enumerate(fits) if not fit]
+    if overlong and overlong_problems == "error":
+        raise ValueError(
+            f"{len(overlong)} records have a problem that leaves room for no step at max_length="
+            f"{processor.max_length}, the first are numbers {overlong[:5]} (from 0); raise max_length or pass "
+            "overlong_problems='skip'"
+        )
+    if overlong:
+        return tokenized.select([index for index, fit in enumerate(fits) if fit])
+    return tokenized
