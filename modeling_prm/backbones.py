@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def load_backbone(
         model = _load_model(name, dtype or torch.float32, attn_implementation, source)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
+        else:
+            tokenizer = copy.deepcopy(tokenizer)
     else:
         raise TypeError(
             f"backbone must be a Hub id, a folder, a GGUF file or a loaded model, got {type(backbone).__name__}"
@@ -82,8 +85,8 @@ def add_separator(
 ) -> tuple[int, bool]:
     """Give tokenizer and backbone the separator.
 
-    A token that is new to the tokenizer is added as special, and its embedding is the mean of the
-    embeddings of the vocabulary; one that the tokenizer has, or text that is one token, keeps its embedding.
+    A token that is new to the tokenizer is added as special. One that is new to it or to the backbone gets
+    the mean of the embeddings of the vocabulary; one that both have, or text that is one token, keeps its own.
 
     Returns:
         The separator's id, and whether it is reserved, so that no text of a user gives it.
@@ -101,7 +104,7 @@ def add_separator(
     rows = backbone.get_input_embeddings().weight.shape[0]
     if token_id >= rows:
         backbone.resize_token_embeddings(token_id + 1, mean_resizing=False)
-    if is_new:
+    if is_new or token_id >= rows:
         weight = backbone.get_input_embeddings().weight
         with torch.no_grad():
             weight[token_id] = weight[: min(vocabulary, rows)].float().mean(dim=0).to(weight.dtype)
@@ -193,9 +196,9 @@ def _loaded_backbone(
     backbone_init_options(backbone.config)
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
-    if dtype is not None:
+    if dtype not in (None, "auto"):
         backbone = backbone.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
-    return backbone, tokenizer
+    return backbone, copy.deepcopy(tokenizer)
 
 
 def _forget_gguf(model: PreTrainedModel) -> None:

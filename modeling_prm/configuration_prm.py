@@ -232,6 +232,12 @@ class PRMConfig(PretrainedConfig):
                 f"{self.text_config.model_type!r} has no hidden_size of its own, as multimodal models do not; "
                 "give its text model (for example model.language_model and its config) as the backbone"
             )
+        width = getattr(self.text_config, "word_embed_proj_dim", self.text_config.hidden_size)
+        if width != self.text_config.hidden_size:
+            raise ValueError(
+                f"this {self.text_config.model_type!r} backbone returns states of width {width} and not of its "
+                f"hidden_size {self.text_config.hidden_size}, which a value head cannot read; use another size of it"
+            )
 
     @property
     def max_positions(self) -> int | None:

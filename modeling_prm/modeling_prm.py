@@ -81,6 +81,11 @@ class PRMForStepScoring(PreTrainedModel):
     _keep_in_fp32_modules = ["value_head"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = ["value_head"]  # noqa: RUF012
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # Transformers reads the class's file for an answer; here the backbone is what has experts.
+        return True
+
     def __init__(self, config: PRMConfig) -> None:
         super().__init__(config)
         if config.text_config is None:
@@ -114,10 +119,12 @@ class PRMForStepScoring(PreTrainedModel):
                 `inputs_embeds`, `output_hidden_states`, ...).
 
         Raises:
-            ValueError: `step_positions` are missing where they cannot be found, or labels do not match.
+            ValueError: `step_positions` are missing where they cannot be found, labels do not match, or the
+                input is longer than the backbone can read.
         """
+        self._check_length(input_ids, backbone_kwargs)
         if step_positions is None:
-            step_positions = self._find_step_positions(input_ids)
+            step_positions = self._find_step_positions(input_ids, attention_mask)
         if labels is not None and labels.shape != step_positions.shape:
             raise ValueError(
                 f"labels of shape {tuple(labels.shape)} do not match step_positions of shape "
@@ -171,17 +178,17 @@ class PRMForStepScoring(PreTrainedModel):
         backbone: Any,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        head_type: str = "linear",
-        head_dropout: float = 0.1,
+        head_type: str = PRMConfig.head_type,
+        head_dropout: float = PRMConfig.head_dropout,
         num_labels: int = 1,
         class_weights: list[float] | None = None,
-        separator_token: str = "<|step_end|>",
-        prompt_layout: str = "plain",
+        separator_token: str = PRMConfig.separator_token,
+        prompt_layout: str = PRMConfig.prompt_layout,
         problem_template: str | None = None,
-        step_template: str = "Step {i}: {step}",
-        step_joiner: str = "\n",
+        step_template: str = PRMConfig.step_template,
+        step_joiner: str = PRMConfig.step_joiner,
         max_length: int | None = None,
-        aggregation: str = "min",
+        aggregation: str = PRMConfig.aggregation,
         dtype: torch.dtype | str | None = None,
         attn_implementation: str | None = None,
         gguf_file: str | None = None,
@@ -253,8 +260,19 @@ class PRMForStepScoring(PreTrainedModel):
         model.value_head.to(backbone.device)
         return model.eval()
 
-    def _find_step_positions(self, input_ids: torch.Tensor | None) -> torch.Tensor:
-        """Positions (B, S) of the separators in the ids, padded with -1."""
+    def _check_length(self, input_ids: torch.Tensor | None, backbone_kwargs: dict[str, Any]) -> None:
+        """Refuse what the backbone would read past its positions, and score without a word."""
+        most = self.config.max_positions
+        if most is None or input_ids is None or backbone_kwargs.get("position_ids") is not None:
+            return
+        if input_ids.shape[1] > most:
+            raise ValueError(
+                f"the input is {input_ids.shape[1]} tokens long, the backbone reads {most}; score shorter solutions, "
+                "or let PRMProcessor check them with max_length"
+            )
+
+    def _find_step_positions(self, input_ids: torch.Tensor | None, attention_mask: Any) -> torch.Tensor:
+        """Positions (B, S) of the separators in the ids that are not padding, padded with -1."""
         config = self.config
         if input_ids is None or not config.separator_is_reserved or config.separator_token_id is None:
             raise ValueError(
@@ -264,7 +282,10 @@ class PRMForStepScoring(PreTrainedModel):
             )
         length = input_ids.shape[1]
         index = torch.arange(length, device=input_ids.device)
-        positions = torch.where(input_ids == config.separator_token_id, index, length).sort(dim=1).values
+        is_separator = input_ids == config.separator_token_id
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.shape == input_ids.shape:
+            is_separator &= attention_mask.bool()
+        positions = torch.where(is_separator, index, length).sort(dim=1).values
         num_steps = max(int((positions < length).sum(dim=1).max()), 1)
         positions = positions[:, :num_steps]
         return torch.where(positions < length, positions + config.score_offset, -1)
@@ -294,8 +315,8 @@ class PRMForStepScoring(PreTrainedModel):
             step_probs = torch.sigmoid(logits)
         else:
             logits = logits.masked_fill(~mask.unsqueeze(-1), 0.0)
-            weights = torch.tensor(self.config.class_weights, device=logits.device, dtype=logits.dtype)
-            step_probs = (logits.softmax(dim=-1) * weights).sum(dim=-1)
+            probs = logits.softmax(dim=-1).unbind(dim=-1)
+            step_probs = torch.stack([w * p for w, p in zip(self.config.class_weights, probs, strict=True)]).sum(dim=0)
         return logits, step_probs.masked_fill(~mask, 0.0), mask
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase, ProcessorMixin
 
-from .configuration_prm import LAYOUT_OPTIONS, check_options
+from .configuration_prm import LAYOUT_OPTIONS, PRMConfig, check_options
 
 # Text with digits, code, spaces, line ends and several scripts. Its ids are saved with a processor, so
 # that a tokenizer which loads as another class, and then cuts text differently, is noticed.
@@ -39,7 +39,8 @@ class PRMProcessor(ProcessorMixin):
     Args:
         tokenizer: the backbone's tokenizer, with the separator in its vocabulary.
         separator_token, separator_is_reserved, score_offset, prompt_layout, problem_template,
-        step_template, step_joiner, max_length, layout_version: as in `PRMConfig`.
+        step_template, step_joiner, max_length, layout_version: as in `PRMConfig`; with `max_length=None`
+            only the model limits the length. All but `max_length` are fixed then.
         ids_probe: SHA-256 of the ids of a fixed text, saved with a processor to check the tokenizer
             that loads.
 
@@ -51,15 +52,15 @@ class PRMProcessor(ProcessorMixin):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        separator_token: str = "<|step_end|>",
-        separator_is_reserved: bool = True,
-        score_offset: int = 0,
-        prompt_layout: str = "plain",
-        problem_template: str = "Problem: {problem}\n\n",
-        step_template: str = "Step {i}: {step}",
-        step_joiner: str = "\n",
+        separator_token: str = PRMConfig.separator_token,
+        separator_is_reserved: bool = PRMConfig.separator_is_reserved,
+        score_offset: int = PRMConfig.score_offset,
+        prompt_layout: str = PRMConfig.prompt_layout,
+        problem_template: str = PRMConfig.problem_template,
+        step_template: str = PRMConfig.step_template,
+        step_joiner: str = PRMConfig.step_joiner,
         max_length: int | None = None,
-        layout_version: int = 1,
+        layout_version: int = PRMConfig.layout_version,
         ids_probe: str | None = None,
     ) -> None:
         options = {name: value for name, value in locals().items() if name in LAYOUT_OPTIONS}
@@ -90,8 +91,18 @@ class PRMProcessor(ProcessorMixin):
                 f"problem_template or step_joiner holds the separator {self.separator_token!r}, which may only end "
                 "steps: change the template, or choose another separator"
             )
+        if found := _special_pattern(self.tokenizer).search(self.step_template):
+            raise ValueError(
+                f"step_template holds the special token {found[0]!r}, which would be plain text there; put it into "
+                "problem_template or step_joiner"
+            )
         self._before_step, self._after_step = self.step_template.split("{step}")
         self._spelled = self._spell_specials()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in LAYOUT_OPTIONS and name != "max_length" and hasattr(self, "_spelled"):
+            raise AttributeError(f"{name} is fixed when a processor is made; make one with the other {name}")
+        super().__setattr__(name, value)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -99,11 +110,11 @@ class PRMProcessor(ProcessorMixin):
 
     @property
     def pad_token_id(self) -> int:
-        """The id that fills padding; any will do, since padding is masked."""
-        for token_id in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if token_id is not None:
-                return token_id
-        return 0
+        """The id that fills padding; any but the separator will do, since padding is masked."""
+        for token_id in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0):
+            if token_id is not None and token_id != self.separator_token_id:
+                return int(token_id)
+        return 1
 
     def __call__(
         self,
@@ -157,6 +168,8 @@ class PRMProcessor(ProcessorMixin):
         """
         if truncation not in ("error", "drop"):
             raise ValueError(f"truncation must be 'error' or 'drop', got {truncation!r}")
+        if not problems:
+            return []
         texts = [self._before_problem + problem + self._after_problem for problem in problems]
         for steps in solutions:
             texts += [

@@ -44,4 +44,6 @@ def step_loss(
     total = torch.where(labelled, losses, 0).sum()
     if num_items_in_batch is None:
         num_items_in_batch = labelled.sum()
-    return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
+    if not isinstance(num_items_in_batch, torch.Tensor):
+        return total / max(num_items_in_batch, 1)
+    return total / num_items_in_batch.to(total.device).clamp(min=1)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import BIDIRECTIONAL, DECODERS, FAMILIES, byte_level_tokenizer
+from tiny_models import BIDIRECTIONAL, DECODER, DECODERS, FAMILIES, byte_level_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoProcessor, AutoTokenizer
 
 from modeling_prm import PRMForStepScoring, PRMProcessor
@@ -63,8 +63,39 @@ def test_folder_path_base_model_and_language_model_become_the_same_prm(backbone_
 
 def test_given_tokenizer_is_taken_instead_of_the_folders(backbone_folder: Folder) -> None:
     tokenizer = byte_level_tokenizer()
-    _, processor = from_backbone(backbone_folder("llama"), tokenizer=tokenizer)
-    assert processor.tokenizer is tokenizer
+    vocabulary = tokenizer.get_vocab()
+    for _ in range(2):
+        # The caller's tokenizer stays as it was, so that a second PRM adds the separator and its row again.
+        model, processor = from_backbone(backbone_folder("llama"), tokenizer=tokenizer)
+        assert tokenizer.get_vocab() == vocabulary
+        assert processor.tokenizer.get_vocab() == {**vocabulary, "<|step_end|>": len(vocabulary)}
+        weight = model.get_input_embeddings().weight
+        torch.testing.assert_close(weight[len(vocabulary)], weight[: len(vocabulary)].mean(dim=0))
+
+
+def test_token_that_the_tokenizer_has_and_the_backbone_lacks_gets_the_mean() -> None:
+    tokenizer = byte_level_tokenizer()
+    config = transformers.LlamaConfig(**{**DECODER, "vocab_size": len(tokenizer)})
+    tokenizer.add_special_tokens({"sep_token": "<|step_end|>"})
+    model, _ = from_backbone(AutoModel.from_config(config), tokenizer=tokenizer)
+    weight = model.get_input_embeddings().weight
+    assert len(weight) == len(tokenizer)
+    torch.testing.assert_close(weight[-1], weight[:-1].mean(dim=0))
+
+
+def test_states_of_another_width_are_refused() -> None:
+    config = transformers.OPTConfig(**{**OPT, "word_embed_proj_dim": 16})
+    with pytest.raises(ValueError, match="states of width 16 and not of its hidden_size 32"):
+        from_backbone(AutoModel.from_config(config), tokenizer=byte_level_tokenizer())
+
+
+OPT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "ffn_dim": 48, "vocab_size": 400}
+
+
+def test_dtype_auto_leaves_a_loaded_model_as_it_is() -> None:
+    backbone = AutoModel.from_config(transformers.LlamaConfig(**DECODER)).to(torch.bfloat16)
+    model, _ = from_backbone(backbone, tokenizer=byte_level_tokenizer(), dtype="auto")
+    assert model.backbone.dtype == torch.bfloat16
 
 
 def test_options_land_in_config_and_processor(backbone_folder: Folder, tmp_path: Path) -> None:
@@ -176,9 +207,9 @@ def test_new_separator_takes_a_spare_row_with_the_mean_of_the_vocabulary() -> No
     size = len(tokenizer)
     backbone = small_llama(400)
     before = rows(backbone)
-    model, _ = from_backbone(backbone, tokenizer=tokenizer)
+    model, processor = from_backbone(backbone, tokenizer=tokenizer)
     after = rows(model)
-    assert (model.config.separator_token_id, len(tokenizer)) == (size, size + 1)
+    assert (model.config.separator_token_id, len(processor.tokenizer)) == (size, size + 1)
     assert model.config.separator_is_reserved
     # The table neither grows nor shrinks to the tokenizer, and no other row changes.
     assert after.shape == (400, 32)

@@ -135,9 +135,34 @@ def test_score_offset_reads_one_token_earlier(family: str, make_prm: MakePRM) ->
         hidden = model.backbone(input_ids=inputs["input_ids"]).last_hidden_state
     before = [position - 1 for position in inputs["step_positions"][0].tolist()]
     torch.testing.assert_close(caught[0], hidden[:, before], **EXACT)
-    processor.score_offset = -1
-    given = score(model, **processor(PROBLEMS[0], SOLUTIONS[0], return_tensors="pt"))
+    earlier = PRMProcessor(processor.tokenizer, **{**model.config.layout, "score_offset": -1})
+    given = score(model, **earlier(PROBLEMS[0], SOLUTIONS[0], return_tensors="pt"))
     assert torch.equal(given, derived)
+
+
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+def test_separator_that_is_the_padding_token_too_counts_only_where_it_ends_a_step(
+    padding_side: str, backbone_folder: Callable[[str], Path]
+) -> None:
+    model, processor = PRMForStepScoring.from_backbone(backbone_folder("qwen2"), separator_token="<|endoftext|>")
+    batch = processor(PROBLEMS, SOLUTIONS, padding_side=padding_side, return_tensors="pt")
+    assert processor.pad_token_id != processor.separator_token_id
+    batch["input_ids"][batch["attention_mask"] == 0] = processor.separator_token_id
+    given = model(**batch)
+    positions = batch.pop("step_positions")
+    derived = model(**batch)
+    assert torch.equal(derived.step_mask, positions >= 0)
+    assert torch.equal(derived.logits, given.logits)
+
+
+def test_input_past_the_backbones_positions_is_refused(make_prm: MakePRM) -> None:
+    model, processor = make_prm("llama")
+    unlimited = PRMProcessor(processor.tokenizer, **{**model.config.layout, "max_length": None})
+    step = "1 + 1 = 2. " * 40
+    batch = unlimited(PROBLEMS[0], [step], return_tensors="pt")
+    assert batch["input_ids"].shape[1] > 256
+    with pytest.raises(ValueError, match=r"tokens long, the backbone reads 256"):
+        model(**batch)
 
 
 def test_a_step_is_scored_by_what_stands_before_it_only(make_prm: MakePRM) -> None:
@@ -223,7 +248,7 @@ def test_an_input_of_as_many_tokens_as_the_config_says_can_be_read(family: str, 
     assert positions == model.config.max_length == 256
     ids = torch.full((1, positions + 1), 50)
     assert score(model, input_ids=ids[:, :positions], step_positions=torch.tensor([[positions - 1]])).isfinite().all()
-    with pytest.raises((IndexError, RuntimeError)):
+    with pytest.raises(ValueError, match="257 tokens long, the backbone reads 256"):
         score(model, input_ids=ids, step_positions=torch.tensor([[positions]]))
 
 

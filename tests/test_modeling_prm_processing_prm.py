@@ -487,3 +487,20 @@ def test_tokenizer_that_was_changed_after_saving_is_noticed(tmp_path: Path) -> N
     (tmp_path / "tokenizer.json").write_text(json.dumps(state))
     with pytest.raises(ValueError, match="gives other ids than the one that was saved"):
         PRMProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("template", ["<|endoftext|>{step}", "{step}<|step_end|>"])
+def test_special_token_in_the_step_template_is_refused(template: str, backbone_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match="step_template holds the special token"):
+        PRMForStepScoring.from_backbone(backbone_folder("qwen2"), step_template=template)
+
+
+def test_layout_is_fixed_when_a_processor_is_made(make_prm: Callable[..., Any]) -> None:
+    _, processor = make_prm("llama")
+    for name in ("step_joiner", "separator_token", "score_offset", "problem_template"):
+        with pytest.raises(AttributeError, match=f"{name} is fixed"):
+            setattr(processor, name, getattr(processor, name))
+    limit, processor.max_length = processor.max_length, 40
+    with pytest.raises(ValueError, match="max_length=40"):
+        processor("What is 1 + 1?", ["1 + 1 = 2."] * 9)
+    processor.max_length = limit

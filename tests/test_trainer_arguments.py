@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,3 +98,14 @@ def test_values_at_the_border_are_taken(tmp_path: Any) -> None:
 def test_evaluation_data_come_from_one_place() -> None:
     with pytest.raises(ValueError, match="give --eval-data or --eval-fraction, not both"):
         DataArguments(train_data=["a"], eval_data=["b"], eval_fraction=0.1)
+
+
+def test_pushing_from_training_is_refused_since_it_would_send_the_token(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds the Hub token"):
+        PRMTrainingArguments(output_dir=str(tmp_path), push_to_hub=True)
+
+
+@pytest.mark.parametrize(("metric", "greater"), [("brier", False), ("eval_set_brier", False), ("error_f1", True)])
+def test_direction_of_the_metric_for_the_best_model(metric: str, greater: bool, tmp_path: Path) -> None:
+    args = PRMTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=metric, use_cpu=True)
+    assert args.greater_is_better is greater

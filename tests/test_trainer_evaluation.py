@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -247,3 +248,20 @@ def test_other_wrong_arguments_are_refused(make_prm: MakePRM, tmp_path: Path) ->
     for option in ({"prediction_loss_only": True}, {"eval_do_concat_batches": False}):
         with pytest.raises(ValueError, match="leave no whole set of scores"):
             PRMTrainer(model, make_arguments(tmp_path, **option), processing_class=processor)
+
+
+def test_a_head_learning_rate_beside_a_given_optimizer_is_refused(make_prm: MakePRM, tmp_path: Path) -> None:
+    model, processor = make_prm("llama")
+    args = make_arguments(tmp_path, head_learning_rate=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="head_learning_rate is for the optimizer that is made here"):
+        PRMTrainer(model, args, processing_class=processor, optimizers=(optimizer, None))
+
+
+def test_missing_scikit_learn_shows_before_training(
+    make_prm: MakePRM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    model, processor = make_prm("llama")
+    with pytest.raises(ImportError, match="pip install"):
+        PRMTrainer(model, make_arguments(tmp_path), processing_class=processor, eval_dataset=make_dataset())

@@ -200,3 +200,13 @@ def test_bce_of_a_diverged_model_is_nan_and_bad_arguments_are_refused() -> None:
         bce_from_logits(np.zeros((1, 2, 3)), np.ones((1, 2)))
     with pytest.raises(ValueError, match="at least one labelled step"):
         bce_from_logits(np.zeros((1, 2)), np.full((1, 2), -100.0))
+
+
+def test_swapped_labels_turn_the_metrics_around() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (20, 6)).astype(float)
+    probs = np.clip(0.5 + (labels - 0.5) * 0.6 + rng.normal(0, 0.2, labels.shape), 0, 1)
+    right, swapped = step_metrics(probs, labels), step_metrics(probs, 1 - labels)
+    assert right["roc_auc"] > 0.9
+    assert swapped["roc_auc"] == pytest.approx(1 - right["roc_auc"])
+    assert swapped["step_accuracy"] == pytest.approx(1 - right["step_accuracy"])

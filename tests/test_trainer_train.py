@@ -189,6 +189,15 @@ def test_resuming_ends_where_an_uninterrupted_run_does(
     assert same_weights(loads(Path(f"{named}b")), loads(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("other", [["--max-length", "60"], ["--separator-token", "<sep2>"], ["--head-type", "mlp"]])
+def test_going_on_with_another_layout_or_head_is_refused(options: list[str], other: list[str], tmp_path: Path) -> None:
+    train.main([*options, "--save-steps", "2"])
+    with pytest.raises(SystemExit) as stopped:
+        train.main([*options, *other, "--resume-from-checkpoint", "last"])
+    name = other[0].removeprefix("--").replace("-", "_")
+    assert f"checkpoint-2 was trained with other options: {name} was" in str(stopped.value.code)
+
+
 MISTAKES = {
     "unknown option": (["--no-such-option", "1"], "unrecognized arguments: --no-such-option 1"),
     "missing file of options": (["--config", "absent.yaml"], "No such file or directory: 'absent.yaml'"),

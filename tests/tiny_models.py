@@ -122,6 +122,12 @@ def _gpt2_config() -> PretrainedConfig:
 FAMILIES: dict[str, tuple[Callable[[], PretrainedConfig], Callable[[], Any]]] = {
     "qwen2": (lambda: transformers.Qwen2Config(**DECODER), byte_level_tokenizer),
     "qwen3": (lambda: transformers.Qwen3Config(**DECODER, head_dim=8), byte_level_tokenizer),
+    "qwen3_moe": (
+        lambda: transformers.Qwen3MoeConfig(
+            **DECODER, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
+        ),
+        byte_level_tokenizer,
+    ),
     "llama": (lambda: transformers.LlamaConfig(**DECODER), sentencepiece_bpe_tokenizer),
     "mistral": (lambda: transformers.MistralConfig(**DECODER, sliding_window=16), sentencepiece_bpe_tokenizer),
     "gemma3": (

@@ -7,6 +7,8 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
+from modeling_prm import PRMConfig
+
 
 @dataclass
 class ModelArguments:
@@ -20,7 +22,9 @@ class ModelArguments:
         metadata={"help": "The value head."},
     )
     head_dropout: float = field(default=0.1, metadata={"help": "Dropout before the linear head."})
-    separator_token: str = field(default="<|step_end|>", metadata={"help": "The token that closes each step."})
+    separator_token: str = field(
+        default=PRMConfig.separator_token, metadata={"help": "The token that closes each step."}
+    )
     prompt_layout: Literal["plain", "chat"] = field(
         default="plain",
         metadata={"help": "Plain text, or the backbone's chat template."},
@@ -88,7 +92,8 @@ class PRMTrainingArguments(TrainingArguments):
     Raises:
         ValueError: an option has a value outside those allowed; or `label_smoothing_factor` is set, which
             smooths a softmax that one logit a step does not have; or `average_tokens_across_devices` is
-            off, with which the loss would depend on the number of processes.
+            off, with which the loss would depend on the number of processes; or `push_to_hub` is set, which
+            would send the file of these options along.
     """
 
     _argument_group_name = "training"
@@ -120,6 +125,13 @@ class PRMTrainingArguments(TrainingArguments):
                 f"label_smoothing_factor={self.label_smoothing_factor} smooths the targets of a softmax, which a PRM "
                 "with one logit a step does not have; leave it at 0 and give soft labels in the data instead"
             )
+        if self.push_to_hub:
+            raise ValueError(
+                "push_to_hub=True would send training_args.bin along, which holds the Hub token and local paths; push "
+                "the trained model with model.push_to_hub(...) and processor.push_to_hub(...)"
+            )
+        if getattr(self, "greater_is_better", None) is None and (self.metric_for_best_model or "").endswith("brier"):
+            self.greater_is_better = False
         if not self.average_tokens_across_devices:
             raise ValueError(
                 "average_tokens_across_devices=False divides the loss of each process by its own number of labelled "

@@ -81,14 +81,16 @@ def _file_options(parser: HfArgumentParser, path: Path) -> list[str]:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(options, dict):
         raise ValueError(f"{path} must hold a mapping of options to values, got {type(options).__name__}")
-    known = {action.dest for action in parser._actions} - {"help", "config"}
+    choices = {action.dest: action.choices for action in parser._actions if action.dest not in ("help", "config")}
     words: list[str] = []
     for name, value in options.items():
         name = str(name).replace("-", "_")
-        if name not in known:
+        if name not in choices:
             raise ValueError(f"{path} has the option {name!r}, which is not among those of `{parser.prog} --help`")
         if value is None or value == []:
             continue
+        if value is False and "no" in (choices[name] or ()):
+            value = "no"  # which YAML takes for a boolean where it is not quoted
         if isinstance(value, list):
             words += [f"--{name}", *map(str, value)]
         else:

@@ -26,7 +26,7 @@ from .demo_backbone import build_demo_backbone
 from .demo_data import example_solutions, generate_arithmetic
 from .prm_trainer import PRMTrainer
 
-TRAIN_PROBLEMS = 51_200
+TRAIN_PROBLEMS = 57_600
 EVAL_PROBLEMS = 1_000
 BAR_WIDTH = 20
 

@@ -334,6 +334,9 @@ class _Writer:
         """Write operation `index` with a wrong result or a number copied wrongly, and return its result."""
         operator, operand = self.problem.operations[index]
         if kind == "copy" and index == 0:
+            # Seen by comparison with the problem only, which is the hardest to learn; so these are few.
+            kind = self.rng.choice(("copy", "slip"))
+        if kind == "copy" and index == 0:
             operand = _another(self.rng, operand)
         elif kind == "copy":
             shown = _another(self.rng, shown)

@@ -75,7 +75,7 @@ def step_metrics(step_probs: FloatArray, labels: FloatArray, *, threshold: float
         ValueError: If the arrays are not of one shape (N, S), no step is labelled, a label is neither in
             [0, 1] nor -100, or a probability of a labelled step or the threshold is not in [0, 1].
     """
-    sklearn_metrics = _import_sklearn_metrics()
+    sklearn_metrics = import_sklearn_metrics()
     mask = _check_labelled("step_probs", step_probs, labels)
     _check_threshold(threshold)
     probs, targets = step_probs[mask], labels[mask].astype(np.float64)
@@ -184,7 +184,8 @@ def _first_true(flags: BoolArray) -> npt.NDArray[np.int64]:
     return np.where(flags.any(axis=1), flags.argmax(axis=1), -1).astype(np.int64)
 
 
-def _import_sklearn_metrics() -> ModuleType:
+def import_sklearn_metrics() -> ModuleType:
+    """The module `sklearn.metrics`, or an ImportError that says how to install it."""
     try:
         return importlib.import_module("sklearn.metrics")
     except ImportError as error:

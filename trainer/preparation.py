@@ -70,6 +70,7 @@ def tokenize_dataset(
         )
     if len(dataset) == 0:
         raise ValueError("the dataset is empty; give at least one record")
+    dataset = dataset.with_format(None)
     tokenized = dataset.map(
         _tokenize_batch,
         batched=True,

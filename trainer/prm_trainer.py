@@ -15,7 +15,7 @@ from modeling_prm.step_loss import IGNORED_LABEL, step_loss
 
 from .arguments import PRMTrainingArguments
 from .collator import PRMDataCollator
-from .metrics import bce_from_logits, step_metrics
+from .metrics import bce_from_logits, import_sklearn_metrics, step_metrics
 from .preparation import TOKEN_COLUMNS, PreparationReport, tokenize_dataset
 
 
@@ -61,25 +61,33 @@ class PRMTrainer(Trainer):
     ) -> None:
         if not isinstance(args, PRMTrainingArguments):
             raise TypeError(f"args must be trainer.arguments.PRMTrainingArguments, got {type(args).__name__}")
-        if compute_metrics is None and (args.prediction_loss_only or not args.eval_do_concat_batches):
+        partial = args.prediction_loss_only or not args.eval_do_concat_batches or args.batch_eval_metrics
+        if compute_metrics is None and partial:
             raise ValueError(
-                "prediction_loss_only=True and eval_do_concat_batches=False leave no whole set of scores to compute "
-                "metrics and loss from; leave them at their defaults, or give compute_metrics"
+                "prediction_loss_only=True, eval_do_concat_batches=False and batch_eval_metrics=True leave no whole "
+                "set of scores to compute metrics and loss from; leave them at their defaults, or give compute_metrics"
+            )
+        if compute_metrics is None and eval_dataset is not None:
+            import_sklearn_metrics()  # before training, not after it
+        if args.head_learning_rate is not None and optimizers[0] is not None:
+            raise ValueError(
+                "head_learning_rate is for the optimizer that is made here; give the one in optimizers its groups, and "
+                "leave head_learning_rate out"
             )
         check_layouts(model, processing_class)
         self._num_labels = model.config.num_labels
         self.reports: dict[str, PreparationReport] = {}
         self._error_threshold = args.error_threshold
         if args.freeze_backbone:
-            model.base_model.requires_grad_(False)
-        with args.main_process_first(desc="tokenizing"):
-            train_dataset = self._tokenized(train_dataset, "train", processing_class, args)
-            if isinstance(eval_dataset, Mapping):
-                eval_dataset = {
-                    name: self._tokenized(part, name, processing_class, args) for name, part in eval_dataset.items()
-                }
-            else:
-                eval_dataset = self._tokenized(eval_dataset, "eval", processing_class, args)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_("value_head." in name)
+        train_dataset = self._tokenized(train_dataset, "train", processing_class, args)
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = {
+                name: self._tokenized(part, name, processing_class, args) for name, part in eval_dataset.items()
+            }
+        else:
+            eval_dataset = self._tokenized(eval_dataset, "eval", processing_class, args)
         super().__init__(
             model=model,
             args=args,

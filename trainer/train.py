@@ -14,7 +14,7 @@ from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from modeling_prm import PRMForStepScoring, PRMProcessor
+from modeling_prm import PRMConfig, PRMForStepScoring, PRMProcessor
 
 from .arguments import DataArguments, ModelArguments, PRMTrainingArguments
 from .command_line import one_line_errors, parse_options, set_up_logging
@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         train_set, eval_sets = load_data(data_args, seed=args.seed)
         set_seed(args.seed)
         model, processor = start_model(model_args)
+        if checkpoint is not None:
+            check_same_model(model, checkpoint)
         trainer = PRMTrainer(model, args, processing_class=processor, train_dataset=train_set, eval_dataset=eval_sets)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -53,8 +55,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    if args.push_to_hub:
-        trainer.push_to_hub()
     trainer.accelerator.end_training()
     return metrics
 
@@ -120,6 +120,20 @@ def find_checkpoint(args: PRMTrainingArguments) -> str | None:
             f"{folder / 'checkpoint-100'}, or 'last'"
         )
     return wanted
+
+
+def check_same_model(model: PRMForStepScoring, checkpoint: str) -> None:
+    """Check that a checkpoint was trained with the layout of ids and the head of this model.
+
+    Raises:
+        ValueError: it was not; the message names the options.
+    """
+    saved = PRMConfig.from_pretrained(checkpoint)
+    names = [*model.config.layout, "head_type", "num_labels"]
+    different = [name for name in names if getattr(saved, name) != getattr(model.config, name)]
+    if different:
+        shown = "; ".join(f"{name} was {getattr(saved, name)!r}" for name in different)
+        raise ValueError(f"{checkpoint} was trained with other options: {shown}. Give the same ones to go on from it")
 
 
 def _load_all(sources: Sequence[str], options: DataArguments, *, split: str) -> datasets.Dataset:
