@@ -13,6 +13,7 @@ import torch
 from clean_process import fingerprint, run_clean, run_with_package
 from hub_stand_in import HubStandIn
 from tiny_models import write_backbone
+from transformers import AutoModel
 
 from modeling_prm import PRMForStepScoring, PRMProcessor
 
@@ -146,3 +147,38 @@ def test_a_copy_pushed_from_a_clean_process_is_whole(hub: HubStandIn, loaded: di
     for name in [*CODE_FILES, "model.safetensors", "tokenizer.json", "processor_config.json"]:
         assert copy[name] == first[name], name
     assert not [name for name, data in copy.items() if REPO.encode() in data]
+
+
+FROM_HUB = """
+import torch
+from huggingface_hub import upload_folder
+from modeling_prm import PRMForStepScoring
+from transformers import AutoModel
+
+first = upload_folder(repo_id=arguments["repo"], folder_path=arguments["folder"]).oid
+backbone = AutoModel.from_pretrained(arguments["folder"])
+with torch.no_grad():
+    backbone.get_input_embeddings().weight.mul_(2.0)
+backbone.push_to_hub(arguments["repo"])
+
+def row_sum(**revision):
+    model, processor = PRMForStepScoring.from_backbone(arguments["repo"], **revision)
+    assert processor("1 + 1?", ["2"])["step_positions"]
+    return float(model.get_input_embeddings().weight[7].sum()), model.config.text_config.name_or_path
+
+result = {"latest": row_sum(), "first": row_sum(revision=first)}
+"""
+
+
+def test_backbone_is_taken_from_the_hub_at_its_revision(hub: HubStandIn, tmp_path: Path) -> None:
+    folder = write_backbone("qwen2", tmp_path / "backbone")
+    hub_id = "user/tiny-backbone"
+    found = run_with_package(
+        "from huggingface_hub import create_repo\ncreate_repo(arguments['repo'])\n" + FROM_HUB,
+        folder=tmp_path / "process",
+        arguments={"repo": hub_id, "folder": str(folder)},
+        environment=hub.environment(tmp_path / "hf_home"),
+    )
+    expected = float(AutoModel.from_pretrained(folder).get_input_embeddings().weight[7].detach().sum())
+    assert found["first"] == [pytest.approx(expected), hub_id]
+    assert found["latest"] == [pytest.approx(2 * expected), hub_id]
