@@ -622,7 +622,7 @@ def test_saved_config_names_the_class_and_ships_its_code(prm_folder: Folder) -> 
 
 
 def torchao_int8() -> Any:
-    torchao = pytest.importorskip("torchao.quantization", reason="needs torchao: pip install -c constraints.txt -e .[quantization]")
+    torchao = pytest.importorskip("torchao.quantization", reason="needs torchao, the extra quantization")
     return transformers.TorchAoConfig(torchao.Int8WeightOnlyConfig())
 
 
