@@ -4,8 +4,8 @@ The demo trains on these and nothing is downloaded. A problem is a chain of thre
 subtractions within ten, told as a short story or as a bare calculation; a solution writes one operation
 a step and closes with the answer:
 
-    Anna has 4 apples, buys 3 more, gives away 5 and finds 1 more. How many apples does Anna have now?
-    4 + 3 = 7.  |  7 - 5 = 2.  |  2 + 1 = 3.  |  The answer is 3.
+    Anna has 5 apples, buys 3 more, gives away 2 and finds 1 more. How many apples does Anna have now?
+    5 + 3 = 8.  |  8 - 2 = 6.  |  6 + 1 = 7.  |  The answer is 7.
 
 Numbers stay this small because a model that starts from nothing has to learn arithmetic itself from
 right and wrong alone, in minutes on a CPU.
@@ -14,7 +14,7 @@ What a label says. A step is correct (1.0) when everything it states is right fo
 operands, the operator and the result are those of the operation which the problem asks for, from the
 true value so far. It is wrong (0.0) otherwise. So a step that goes on from a wrong value is wrong even
 where its own arithmetic holds, and every later step is wrong too until a correction step restores the
-true value. A correction step ("Wait, 4 + 3 = 7.") is judged by the value it puts forward: a true one is
+true value. A correction step ("Wait, 5 + 3 = 8.") is judged by the value it puts forward: a true one is
 correct, a failed or needless one is wrong. After a true correction the solution goes on from the true
 value and its steps are correct again.
 
@@ -38,7 +38,7 @@ ERROR_KINDS = ("slip", "copy", "recheck", "answer")
 
 _ERROR_WEIGHTS = (40, 20, 15, 15)
 _LARGEST_VALUE = 10
-_LARGEST_OPERAND = 5
+_LARGEST_OPERAND = 3
 _NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Frank", "Grace", "Henry")
 _ITEMS = ("apples", "books", "cards", "coins", "eggs", "marbles", "pencils", "stamps")
 _GAINS = ("buys {} more", "finds {} more", "gets {} more", "wins {} more")
@@ -143,22 +143,22 @@ def example_solutions() -> tuple[str, dict[str, dict[str, Any]]]:
     """
     solutions = {
         "right": (
-            ["4 + 3 = 7.", "7 - 5 = 2.", "2 + 4 = 6.", "The answer is 6."],
+            ["5 + 3 = 8.", "8 - 2 = 6.", "6 + 1 = 7.", "The answer is 7."],
             [1.0, 1.0, 1.0, 1.0],
         ),
         "wrong": (
-            ["4 + 3 = 7.", "7 - 5 = 3.", "3 + 4 = 7.", "The answer is 7."],
+            ["5 + 3 = 8.", "8 - 2 = 7.", "7 + 1 = 8.", "The answer is 8."],
             [1.0, 0.0, 0.0, 0.0],
         ),
         "self-corrected": (
-            ["4 + 3 = 7.", "7 - 5 = 3.", "3 + 4 = 7.", "Wait, 7 - 5 = 2.", "2 + 4 = 6.", "The answer is 6."],
+            ["5 + 3 = 8.", "8 - 2 = 7.", "7 + 1 = 8.", "Wait, 8 - 2 = 6.", "6 + 1 = 7.", "The answer is 7."],
             [1.0, 0.0, 0.0, 1.0, 1.0, 1.0],
         ),
     }
     return _EXAMPLE_TEXT, {name: {"steps": steps, "labels": labels} for name, (steps, labels) in solutions.items()}
 
 
-_EXAMPLE_TEXT = "Carla has 4 apples, buys 3 more, gives away 5 and finds 4 more. How many apples does Carla have now?"
+_EXAMPLE_TEXT = "Carla has 5 books, buys 3 more, gives away 2 and finds 1 more. How many books does Carla have now?"
 
 
 def _check_arguments(
