@@ -9,6 +9,8 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from .configuration_prm import PRMConfig
 from .modeling_prm import PRMForStepScoring, StepScoringOutput
 from .processing_prm import PRMProcessor
+from .scoring import PRMVerifier
+from .solution_score import SolutionScore
 
 AutoConfig.register(PRMConfig.model_type, PRMConfig)
 AutoModel.register(PRMConfig, PRMForStepScoring)
@@ -18,4 +20,11 @@ PRMConfig.register_for_auto_class()
 PRMForStepScoring.register_for_auto_class("AutoModel")
 PRMProcessor.register_for_auto_class()
 
-__all__ = ["PRMConfig", "PRMForStepScoring", "PRMProcessor", "StepScoringOutput"]
+__all__ = [
+    "PRMConfig",
+    "PRMForStepScoring",
+    "PRMProcessor",
+    "PRMVerifier",
+    "SolutionScore",
+    "StepScoringOutput",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from dataclasses import fields
 from typing import Any
@@ -43,6 +44,9 @@ LAYOUT_OPTIONS = (
     "max_length",
     "layout_version",
 )
+
+# What `pipeline("step-scoring", ...)` finds in a checkpoint's config.
+_CUSTOM_PIPELINES = {"step-scoring": {"impl": "pipeline_prm.StepScoringPipeline", "pt": ["AutoModel"], "type": "text"}}
 
 _OPTION_TYPES: dict[str, tuple[type, ...]] = {
     "head_type": (str,),
@@ -194,6 +198,7 @@ class PRMConfig(PretrainedConfig):
             names = ["correct"] if num_labels == 1 else [f"class_{i}" for i in range(num_labels)]
             self.id2label = dict(enumerate(names))
             self.label2id = {name: i for i, name in enumerate(names)}
+        kwargs.setdefault("custom_pipelines", copy.deepcopy(_CUSTOM_PIPELINES))
         super().__post_init__(**kwargs)
         self.check()
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .backbones import (
-    add_separator,
-    backbone_init_options,
-    chat_problem_template,
-    load_backbone,
-)
+from .backbones import add_separator, backbone_init_options, chat_problem_template, load_backbone
 from .configuration_prm import PRMConfig, has_offset_positions
 from .processing_prm import PRMProcessor
+from .scoring import PRMVerifier
 from .step_loss import step_loss
+
+if TYPE_CHECKING:
+    # A checkpoint takes along the files that relative imports reach, in this block too.
+    from .pipeline_prm import StepScoringPipeline  # noqa: F401
 
 
 @dataclass
@@ -247,6 +247,12 @@ class PRMForStepScoring(PreTrainedModel):
         config.max_length = config.max_length or config.max_positions
         config.dtype = backbone.dtype
         return cls._around(backbone, config), PRMProcessor(tokenizer, **config.layout)
+
+    def verifier(
+        self, processor: PRMProcessor, aggregation: str | None = None, *, threshold: float = 0.5
+    ) -> PRMVerifier:
+        """What scores and ranks solutions with this model; arguments and errors as in `PRMVerifier`."""
+        return PRMVerifier(self, processor, aggregation, threshold=threshold)
 
     @classmethod
     def _around(cls, backbone: PreTrainedModel, config: PRMConfig) -> PRMForStepScoring:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase, ProcessorMixin
@@ -312,24 +312,38 @@ def _as_batch(problem: Any, steps: Any, step_delimiter: str | None) -> tuple[lis
         raise ValueError("got an empty batch; give at least one problem with its steps")
     batch = []
     for index, (text, solution) in enumerate(zip(problems, solutions, strict=True)):
-        if not isinstance(text, str):
-            raise TypeError(f"problem {index} must be a string, got {type(text).__name__}")
-        if isinstance(solution, str):
-            if step_delimiter is None:
-                raise TypeError(
-                    f"solution {index} is one string; give a list of steps, or say where to cut it with step_delimiter"
-                )
+        if isinstance(solution, str) and step_delimiter is not None:
             solution = [piece for piece in solution.split(step_delimiter) if piece.strip()]
-        solution = list(solution)
-        for number, step in enumerate(solution, start=1):
-            if not isinstance(step, str):
-                raise TypeError(f"step {number} of solution {index} must be a string, got {type(step).__name__}")
-            if not step.strip():
-                raise ValueError(f"step {number} of solution {index} is empty; leave it out or give its text")
-        if not solution:
-            raise ValueError(f"solution {index} has no step; give at least one")
-        batch.append(solution)
+        batch.append(check_solution(text, solution, index))
     return problems, batch
+
+
+def check_solution(problem: Any, steps: Any, index: int) -> list[str]:
+    """The steps of the solution with this 0-based index as a list.
+
+    Raises:
+        TypeError: the problem or a step is not a string, or the steps are one.
+        ValueError: the problem or a step is empty, or there is no step.
+    """
+    if not isinstance(problem, str):
+        raise TypeError(f"problem {index} must be a string, got {type(problem).__name__}")
+    if not problem.strip():
+        raise ValueError(f"problem {index} is empty; give its text")
+    if isinstance(steps, str):
+        raise TypeError(
+            f"solution {index} is one string; give a list of steps, or say where to cut it with step_delimiter"
+        )
+    if not isinstance(steps, Iterable):
+        raise TypeError(f"solution {index} must be a list of steps, got {type(steps).__name__}")
+    steps = list(steps)
+    for number, step in enumerate(steps, start=1):
+        if not isinstance(step, str):
+            raise TypeError(f"step {number} of solution {index} must be a string, got {type(step).__name__}")
+        if not step.strip():
+            raise ValueError(f"step {number} of solution {index} is empty; leave it out or give its text")
+    if not steps:
+        raise ValueError(f"solution {index} has no step; give at least one")
+    return steps
 
 
 def _bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from clean_process import fingerprint, run_clean, run_with_package
+from clean_process import CODE_FILES, fingerprint, run_clean, run_with_package
 from hub_stand_in import HubStandIn
 from tiny_models import write_backbone
 from transformers import AutoModel
@@ -18,7 +18,6 @@ from transformers import AutoModel
 from modeling_prm import PRMForStepScoring, PRMProcessor
 
 REPO, COPY = "user/tiny-prm", "user/copy"
-CODE_FILES = {"backbones.py", "configuration_prm.py", "modeling_prm.py", "processing_prm.py", "step_loss.py"}
 DATA_FILES = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 PUSH = """

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from clean_process import PROBLEMS, PROJECT, SOLUTIONS, fingerprint, run_clean
+from clean_process import CODE_FILES, PROBLEMS, PROJECT, SOLUTIONS, fingerprint, run_clean
 from tiny_models import FAMILIES, write_backbone
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
 
@@ -21,7 +21,6 @@ from modeling_prm import PRMConfig, PRMForStepScoring, PRMProcessor
 from trainer.arguments import PRMTrainingArguments
 from trainer.prm_trainer import PRMTrainer
 
-CODE_FILES = {"backbones.py", "configuration_prm.py", "modeling_prm.py", "processing_prm.py", "step_loss.py"}
 DATA_FILES = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 CHAT_TEMPLATE = "{% for m in messages %}<|endoftext|>{{ m.role }}\n{{ m.content }}\n{% endfor %}assistant:"

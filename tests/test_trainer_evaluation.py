@@ -14,9 +14,10 @@ import torch
 from small_training import LABELS, make_arguments, make_dataset, make_rows, make_trainer
 
 from modeling_prm import PRMForStepScoring, PRMProcessor
+from modeling_prm.scoring import check_processor
 from trainer.metrics import step_metrics
 from trainer.preparation import PreparationReport, tokenize_dataset
-from trainer.prm_trainer import PRMTrainer, check_layouts
+from trainer.prm_trainer import PRMTrainer
 
 MakePRM = Callable[..., tuple[PRMForStepScoring, PRMProcessor]]
 Folder = Callable[..., Path]
@@ -171,25 +172,25 @@ def test_a_processor_of_another_layout_is_refused(
 ) -> None:
     model, processor = make_prm("qwen2")
     _, other = make_prm("qwen2", **options)
-    check_layouts(model, processor)
+    check_processor(model, processor)
     with pytest.raises(ValueError, match=f"do not belong together: .*{difference}"):
         PRMTrainer(model, make_arguments(tmp_path), processing_class=other, train_dataset=make_dataset())
 
 
 def test_a_processor_of_another_vocabulary_is_refused(make_prm: MakePRM) -> None:
     with pytest.raises(ValueError, match=r"separator_token_id is \d+ and \d+"):
-        check_layouts(make_prm("qwen2")[0], make_prm("llama")[1])
+        check_processor(make_prm("qwen2")[0], make_prm("llama")[1])
 
 
 def test_the_processor_may_read_less_than_the_backbone_but_not_more(make_prm: MakePRM) -> None:
     model, processor = make_prm("qwen2")
     for length in (40, 256):
         processor.max_length = length
-        check_layouts(model, processor)
+        check_processor(model, processor)
     for too_long in (257, None):
         processor.max_length = too_long
         with pytest.raises(ValueError, match=f"max_length={too_long} is more than the 256 tokens"):
-            check_layouts(model, processor)
+            check_processor(model, processor)
 
 
 def test_truncation_options_reach_the_data(make_prm: MakePRM, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.metrics import bce_from_logits, first_error_index, step_metrics
+from trainer.metrics import bce_from_logits, step_metrics
 
 # Six solutions. 0: first wrong step 1, found. 1: correct, judged so. 2: first wrong step 1, step 0 called.
 # 3: correct, step 0 called. 4: first wrong step 0, found. 5: no label at all, left out.
@@ -147,24 +147,6 @@ ONE = np.ones((1, 2))
 def test_bad_arguments(error: type[Exception], message: str, probs: Any, labels: Any, options: dict[str, Any]) -> None:
     with pytest.raises(error, match=message):
         step_metrics(probs, labels, **options)
-
-
-def test_first_error_index() -> None:
-    mask = LABELS != -100
-    got = first_error_index(PROBS, mask, 0.5)
-    assert got.dtype == np.int64
-    assert got.tolist() == [1, -1, 0, 0, 0, -1]
-    assert first_error_index(PROBS, mask, 0.0).tolist() == [-1] * 6
-    assert first_error_index(np.zeros((0, 3)), np.zeros((0, 3), bool), 0.5).tolist() == []
-
-
-def test_first_error_index_checks_its_arguments() -> None:
-    with pytest.raises(TypeError, match="mask must be a NumPy array of bools, got an array of float64"):
-        first_error_index(PROBS, LABELS, 0.5)
-    with pytest.raises(ValueError, match="one shape"):
-        first_error_index(PROBS, np.ones((6, 2), bool), 0.5)
-    with pytest.raises(ValueError, match="must be in"):
-        first_error_index(PROBS, np.ones((6, 3), bool), 0.5)
 
 
 def test_bce_of_known_logits() -> None:

@@ -113,31 +113,6 @@ def step_metrics(step_probs: FloatArray, labels: FloatArray, *, threshold: float
     }
 
 
-def first_error_index(step_probs: FloatArray, mask: BoolArray, threshold: float) -> npt.NDArray[np.int64]:
-    """The first step of each solution whose probability is below the threshold.
-
-    Args:
-        step_probs: Float (N, S), the probability that a step is correct; anything where the mask is False.
-        mask: Bool (N, S), True at the steps to look at.
-        threshold: A probability in [0, 1]; a step exactly on it counts as correct.
-
-    Returns:
-        int64 (N,): the 0-based index in the solution, -1 where no step is below the threshold.
-
-    Raises:
-        TypeError: If `step_probs` is not a floating-point array or `mask` not a bool one.
-        ValueError: If they are not of one shape (N, S), or a probability at a True or the threshold is
-            not in [0, 1].
-    """
-    _check_float_array("step_probs", step_probs)
-    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise TypeError(f"mask must be a NumPy array of bools, got {_kind(mask)}; pass for example labels != -100")
-    _check_same_shape("step_probs", step_probs, "mask", mask)
-    _check_threshold(threshold)
-    _check_probs(step_probs[mask])
-    return _first_true((step_probs < threshold) & mask)
-
-
 def bce_from_logits(logits: FloatArray, labels: FloatArray) -> float:
     """Mean binary cross-entropy over all labelled steps, whatever batches they were computed in.
 

@@ -11,6 +11,7 @@ import torch
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 
 from modeling_prm import PRMProcessor
+from modeling_prm.scoring import check_processor
 from modeling_prm.step_loss import IGNORED_LABEL, step_loss
 
 from .arguments import PRMTrainingArguments
@@ -74,7 +75,7 @@ class PRMTrainer(Trainer):
                 "head_learning_rate is for the optimizer that is made here; give the one in optimizers its groups, and "
                 "leave head_learning_rate out"
             )
-        check_layouts(model, processing_class)
+        check_processor(model, processing_class)
         self._num_labels = model.config.num_labels
         self.reports: dict[str, PreparationReport] = {}
         self._error_threshold = args.error_threshold
@@ -192,32 +193,3 @@ class PRMTrainer(Trainer):
         else:
             metrics["loss"] = bce_from_logits(logits, labels)
         return metrics
-
-
-def check_layouts(model: PreTrainedModel, processor: PRMProcessor) -> None:
-    """Check that model and processor have the same layout of ids.
-
-    Raises:
-        TypeError: one of them is of the wrong type.
-        ValueError: they differ, the message names where; or the processor's `max_length` is more than the
-            backbone reads.
-    """
-    if not hasattr(model.config, "layout") or not hasattr(processor, "separator_token_id"):
-        raise TypeError(
-            "a PRMForStepScoring and its PRMProcessor are needed, got "
-            f"{type(model).__name__} and {type(processor).__name__}; PRMForStepScoring.from_backbone(...) makes both"
-        )
-    theirs = {name: getattr(processor, name) for name in model.config.layout}
-    theirs["separator_token_id"] = processor.separator_token_id
-    ours = {**model.config.layout, "separator_token_id": model.config.separator_token_id}
-    # A shorter limit in the processor is a choice, not a mistake.
-    different = [name for name in ours if ours[name] != theirs[name] and name != "max_length"]
-    if different:
-        shown = "; ".join(f"{name} is {ours[name]!r} and {theirs[name]!r}" for name in different)
-        raise ValueError(f"model and processor do not belong together: {shown}. Load both from the same checkpoint")
-    limit = model.config.max_positions
-    if limit is not None and (processor.max_length is None or processor.max_length > limit):
-        raise ValueError(
-            f"the processor's max_length={processor.max_length} is more than the {limit} tokens that the backbone "
-            f"reads; set it to at most {limit}"
-        )
