@@ -48,23 +48,26 @@ def aggregate(
     | `max` | the highest | |
     | `geometric_mean` | (p_1 · p_2 · ...)^(1 / S) | the product without its preference for few steps |
 
-    Everything is computed in float64, products as sums of logarithms, so that long solutions do not underflow.
+    Everything is computed in float64, products as sums of logarithms, so that long solutions lose nothing on the
+    way. A score below what the dtype that is returned can hold (1e-45 in float32, 1e-323 in float64) is 0.
 
     Args:
         step_probs: one solution's probabilities as a list or a tensor (S,), or (B, S) with `mask`. Tensors are
             differentiable; where a probability is 0, `product` and `geometric_mean` are 0 and their gradient is 0.
         method: one of the table.
-        mask: bool, of the shape of `step_probs`, True where there is a step; all by default.
+        mask: bool, of the shape of `step_probs`, True where there is a step; all by default. What lies where
+            there is none, in `step_probs` and in `weights`, is not read.
         weights: for `weighted_mean`, (S,) or (B, S), not negative. By default `decay ** i` for the i-th step,
             so that later steps, which stand on earlier ones, count less.
         decay: between 0 (excluded) and 1.
 
     Returns:
-        A float for a list, otherwise a tensor () or (B,) of the dtype of `step_probs`.
+        A float for a list, otherwise a tensor () or (B,), float64 for float64 and float32 for any other dtype.
 
     Raises:
-        ValueError: a solution without a step, a probability outside [0, 1] or NaN, an unknown method, or
-            weights that do not fit.
+        TypeError: a list of something else than numbers.
+        ValueError: a solution without a step, a probability outside [0, 1] or NaN, an unknown method, or a mask,
+            weights or a decay that do not fit.
     """
     method = check_aggregation(method)
     if weights is not None and method != "weighted_mean":
@@ -77,7 +80,9 @@ def aggregate(
         scores = _UNWEIGHTED[method](probs, mask)
     if not isinstance(step_probs, torch.Tensor):
         return scores.item()
-    return (scores if step_probs.dim() == 2 else scores[0]).to(step_probs.dtype)
+    # Half precision would round a score, and integers would cut it off.
+    scores = scores.to(torch.promote_types(step_probs.dtype, torch.float32))
+    return scores if step_probs.dim() == 2 else scores[0]
 
 
 def first_error(
@@ -87,15 +92,18 @@ def first_error(
 
     Args:
         step_probs: as in `aggregate`.
-        threshold: a step is called wrong where p < threshold.
+        threshold: a step is called wrong where p < threshold; in [0, 1].
         mask: as in `aggregate`.
 
     Returns:
         An int for a list, otherwise an int64 tensor () or (B,).
 
     Raises:
-        ValueError: a solution without a step, or a probability outside [0, 1] or NaN.
+        TypeError: a list of something else than numbers.
+        ValueError: a solution without a step, or a probability or threshold outside [0, 1] or NaN.
     """
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
     probs, mask = _as_batch(step_probs, mask)
     wrong = (probs < threshold) & mask
     index = torch.where(wrong.any(dim=1), wrong.int().argmax(dim=1), -1)
@@ -106,12 +114,11 @@ def first_error(
 
 def _as_batch(step_probs: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Checked probabilities (B, S) in float64, 1 where there is no step, and the mask (B, S)."""
-    probs = step_probs if isinstance(step_probs, torch.Tensor) else torch.tensor(list(step_probs), dtype=torch.float64)
+    probs = step_probs if isinstance(step_probs, torch.Tensor) else _as_tensor(step_probs)
     if probs.dim() not in (1, 2):
         raise ValueError(f"step_probs must be of shape (S,) or (B, S), got {tuple(probs.shape)}")
-    if mask is None:
-        mask = torch.ones_like(probs, dtype=torch.bool)
-    elif mask.shape != probs.shape:
+    mask = torch.ones_like(probs) if mask is None else torch.as_tensor(mask, device=probs.device)
+    if mask.shape != probs.shape:
         raise ValueError(f"mask of shape {tuple(mask.shape)} does not match step_probs of shape {tuple(probs.shape)}")
     if probs.dim() == 1:
         probs, mask = probs.unsqueeze(0), mask.unsqueeze(0)
@@ -127,6 +134,15 @@ def _as_batch(step_probs: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor,
             f"step {step + 1} of solution {row} has probability {probs[row, step].item()}; probabilities lie in [0, 1]"
         )
     return probs, mask
+
+
+def _as_tensor(step_probs: Any) -> torch.Tensor:
+    try:
+        return torch.tensor([float(prob) for prob in step_probs], dtype=torch.float64)
+    except TypeError:
+        raise TypeError(
+            f"step_probs must be the probabilities of one solution, or a tensor (S,) or (B, S), got {step_probs!r:.80}"
+        ) from None
 
 
 def _log_sum(probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,10 +170,11 @@ def _mean(probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (probs * mask).sum(dim=1) / mask.sum(dim=1)
 
 
-# Where there is no step, `probs` is 1, which changes neither a minimum nor a product.
+# Where there is no step, `probs` is 1, which leaves a product as it is. For an extreme it is moved out of reach: a
+# place that ties with a step would take a part of its gradient.
 _UNWEIGHTED = {
-    "min": lambda probs, mask: probs.amin(dim=1),
-    "max": lambda probs, mask: probs.masked_fill(~mask, 0.0).amax(dim=1),
+    "min": lambda probs, mask: probs.masked_fill(~mask, 2.0).amin(dim=1),
+    "max": lambda probs, mask: probs.masked_fill(~mask, -1.0).amax(dim=1),
     "product": _product,
     "geometric_mean": _geometric_mean,
     "last": _last,
@@ -179,9 +196,9 @@ def _weights(weights: Any, decay: float, mask: torch.Tensor) -> torch.Tensor:
                 f"weights of shape {tuple(given.shape)} do not match {mask.shape[0]} solutions of {mask.shape[1]} "
                 "steps; give one weight a step"
             )
-        if not bool(((given >= 0) & given.isfinite()).all()):
-            raise ValueError("weights must be finite and not negative")
-    given = given * mask
+    given = given.expand(mask.shape).masked_fill(~mask, 0.0)
+    if not bool(((given >= 0) & given.isfinite()).all()):
+        raise ValueError("weights must be finite and not negative")
     total = given.sum(dim=1, keepdim=True)
     if not bool((total > 0).all()):
         raise ValueError("the weights of a solution's steps sum to 0; at least one must be positive")
