@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -83,7 +82,10 @@ class SolutionScore:
             f"  step  P(correct) {'':<{_BAR_WIDTH}}  text",
         ]
         for index, (step, prob) in enumerate(zip(self.steps, self.step_probs, strict=True)):
-            text = textwrap.shorten(step, _TEXT_WIDTH, placeholder=" ...")
+            text = " ".join(step.split())
+            if len(text) > _TEXT_WIDTH:
+                # By characters, since formulas and some scripts have no spaces to break at.
+                text = text[: _TEXT_WIDTH - 4].rstrip() + " ..."
             mark = "  <- weakest" if index == self.weakest_step else ""
             lines.append(
                 f"  {index + 1:>4}  {prob:>10.3f} {'#' * round(prob * _BAR_WIDTH):<{_BAR_WIDTH}}  {text}{mark}"
