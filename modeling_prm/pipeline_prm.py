@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -12,22 +12,25 @@ from .scoring import PRMVerifier
 
 # So many inputs are sorted by length together.
 _WINDOW = 256
+# The base class takes no batch size for 1, which is a limit here.
+_NO_LIMIT = 1 << 30
 
 
 class StepScoringPipeline(Pipeline):
     """Scores the steps of solutions.
 
     `pipe({"problem": "1 + 1?", "steps": ["1 + 1 = 2.", "The answer is 2."]})` gives a dictionary with
-    `step_probs`, `overall_score`, `weakest_step`, `first_error` and the other fields of `SolutionScore`; a list,
-    a dataset or a generator of such inputs gives as many, in the same order. `steps` may be the solution's
-    whole text.
+    `step_probs`, `overall_score`, `weakest_step`, `first_error` and the other fields of `SolutionScore`. A list of
+    such inputs gives a list, in the same order; a dataset or a generator gives an iterator, which reads 256 inputs
+    ahead. `steps` may be the solution's whole text. Of a model in memory, make one with
+    `StepScoringPipeline(model=model, processor=processor)`.
 
     Options, when the pipeline is made or at a call: `aggregation` and `threshold` as in `PRMVerifier`,
     `step_style` as in `split_steps`, `on_error` as in `PRMVerifier.score_solutions`, and `batch_size`, the most
-    solutions in one forward pass.
+    solutions in one forward pass (by default only their tokens are limited).
 
     Raises:
-        TypeError: an input is not a dictionary of `problem` and `steps`.
+        TypeError: an input is not a dictionary of `problem` and `steps`, or they are no texts.
         ValueError: an input lacks one of them or has another key, or cannot be scored.
     """
 
@@ -36,6 +39,18 @@ class StepScoringPipeline(Pipeline):
     _load_image_processor = False
     _load_video_processor = False
     _load_feature_extractor = False
+
+    def __call__(self, inputs: Any, *args: Any, batch_size: int | None = None, **options: Any) -> Any:
+        if isinstance(inputs, (list, tuple)):
+            inputs = list(inputs)
+            if not inputs:
+                return []
+        elif isinstance(inputs, Iterable) and not isinstance(inputs, (Mapping, str)):
+            # The base class knows generators and datasets of torch; this makes one of those of `datasets` too.
+            inputs = (item for item in inputs)
+        if batch_size is None:
+            batch_size = _NO_LIMIT if self._batch_size is None else self._batch_size
+        return super().__call__(inputs, *args, batch_size=batch_size, **options)
 
     def _sanitize_parameters(
         self,
@@ -58,14 +73,14 @@ class StepScoringPipeline(Pipeline):
         return dict(inputs)
 
     def _forward(self, model_inputs: Any, **options: Any) -> Any:
-        return self._score([model_inputs], None, options)[0]
+        return self._score([model_inputs], 1, options)[0]
 
     def postprocess(self, model_outputs: Any) -> dict[str, Any]:
         return model_outputs.to_dict()
 
     def get_iterator(
         self,
-        inputs: Iterable[Any],
+        inputs: Any,
         num_workers: int,
         batch_size: int,
         preprocess_params: dict[str, Any],
@@ -73,20 +88,20 @@ class StepScoringPipeline(Pipeline):
         postprocess_params: dict[str, Any],
     ) -> Iterator[dict[str, Any]]:
         # The base class pads with a data loader, which knows nothing of step positions or lengths.
-        items = iter(inputs)
-        given_batch_size = batch_size if batch_size > 1 else None
-        first = 0
+        items = iter(inputs) if isinstance(inputs, Iterable) else (inputs[i] for i in range(len(inputs)))
+        first_idx = 0
         while window := [self.preprocess(item) for item in islice(items, _WINDOW)]:
-            for score in self._score(window, given_batch_size, forward_params):
-                yield {**self.postprocess(score), "solution_idx": first + score.solution_idx}
-            first += len(window)
+            yield from map(self.postprocess, self._score(window, batch_size, forward_params, first_idx))
+            first_idx += len(window)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save the model, its code and its processor; `kwargs` are those of `Pipeline.save_pretrained`."""
         super().save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
+        self.processor.save_pretrained(save_directory, **kwargs)
 
-    def _score(self, items: list[dict[str, Any]], batch_size: int | None, options: dict[str, Any]) -> list[Any]:
+    def _score(
+        self, items: list[dict[str, Any]], batch_size: int, options: dict[str, Any], first_idx: int = 0
+    ) -> list[Any]:
         verifier = PRMVerifier(
             self.model, self.processor, options.get("aggregation"), threshold=options.get("threshold", 0.5)
         )
@@ -96,4 +111,5 @@ class StepScoringPipeline(Pipeline):
             step_style=options.get("step_style", "blank_lines"),
             on_error=options.get("on_error", "raise"),
             batch_size=batch_size,
+            first_idx=first_idx,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers.utils import logging
 from .aggregation import aggregate, check_aggregation, first_error
 from .processing_prm import EncodedSolution, check_solution
 from .solution_score import SolutionScore
-from .step_splitting import split_steps
+from .step_splitting import check_step_style, split_steps
 
 # Padded tokens in one forward pass. A CPU gains nothing from more, a GPU wants enough to be busy.
 MAX_TOKENS_ON_CPU = 2_048
@@ -66,7 +66,7 @@ class PRMVerifier:
     def rank_solutions(
         self,
         problem: str,
-        solutions: Sequence[Solution],
+        solutions: Iterable[Solution],
         *,
         step_style: StepStyle = "blank_lines",
         batch_size: int | None = None,
@@ -79,6 +79,8 @@ class PRMVerifier:
         Equal scores keep the order in which they were given; what could not be scored comes last. Arguments
         and errors are those of `score_solutions`.
         """
+        if not isinstance(problem, str):
+            raise TypeError(f"problem must be one string, that of all solutions, got {type(problem).__name__}")
         scores = self.score_solutions(
             problem,
             solutions,
@@ -92,14 +94,15 @@ class PRMVerifier:
 
     def score_solutions(
         self,
-        problems: str | Sequence[str],
-        solutions: Sequence[Solution],
+        problems: str | Iterable[str],
+        solutions: Iterable[Solution],
         *,
         step_style: StepStyle = "blank_lines",
         batch_size: int | None = None,
         max_tokens_per_batch: int | None = None,
         on_error: str = "raise",
         show_progress: bool | None = None,
+        first_idx: int = 0,
     ) -> list[SolutionScore]:
         """Score N solutions, batched by length; the results are in the order of the input.
 
@@ -113,6 +116,8 @@ class PRMVerifier:
             on_error: `"raise"`, or `"record"`: a solution that cannot be scored (too long, no step, ...) gives a
                 result with `error` and without scores.
             show_progress: a progress bar; by default where the work takes longer than two seconds.
+            first_idx: the 0-based index of the first solution in results and messages, for a long list that is
+                scored in pieces.
 
         Returns:
             N results with as many step probabilities as the solution has steps, always.
@@ -127,20 +132,22 @@ class PRMVerifier:
         for name, value in (("batch_size", batch_size), ("max_tokens_per_batch", max_tokens_per_batch)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be None or at least 1, got {value}")
+        check_step_style(step_style)
         if isinstance(solutions, str):
             raise TypeError("solutions is one string; give a list of them, or call score_solution")
+        solutions = list(solutions)
         texts = [problems] * len(solutions) if isinstance(problems, str) else list(problems)
         if len(texts) != len(solutions):
             raise ValueError(f"got {len(texts)} problems and {len(solutions)} solutions; give one solution a problem")
-        steps, encoded, errors = self._encode(texts, solutions, step_style, raises=on_error == "raise")
-        results = [self._result(index, texts[index], steps[index], errors[index]) for index in range(len(texts))]
+        steps, encoded, errors = self._encode(texts, solutions, step_style, first_idx, raises=on_error == "raise")
+        results = [self._result(first_idx + row, texts[row], steps[row], errors[row]) for row in range(len(texts))]
         device = input_device(self.model)
         max_tokens = max_tokens_per_batch or (MAX_TOKENS_ON_CPU if device.type == "cpu" else MAX_TOKENS)
         batches = plan_batches([len(item.input_ids) if item else 0 for item in encoded], batch_size, max_tokens)
         with _progress(sum(map(len, batches)), show_progress) as progress, evaluating(self.model):
             for rows in batches:
                 step_probs, mask = self._forward([encoded[row] for row in rows], device)  # type: ignore[misc]
-                for row, result in zip(rows, self._read(rows, texts, steps, step_probs, mask), strict=True):
+                for row, result in zip(rows, self._read(rows, texts, steps, step_probs, mask, first_idx), strict=True):
                     if result.error is not None and on_error == "raise":
                         raise ValueError(result.error)
                     results[row] = result
@@ -148,23 +155,23 @@ class PRMVerifier:
         return results
 
     def _encode(
-        self, problems: list[Any], solutions: Sequence[Any], step_style: StepStyle, *, raises: bool
+        self, problems: list[Any], solutions: list[Any], step_style: StepStyle, first_idx: int, *, raises: bool
     ) -> tuple[list[list[str]], list[EncodedSolution | None], list[str | None]]:
         """Steps, ids and what is wrong, for each solution; only one of the last two is not None."""
         steps: list[list[str]] = [[] for _ in problems]
         encoded: list[EncodedSolution | None] = [None] * len(problems)
         errors: list[str | None] = [None] * len(problems)
-        for index, (problem, solution) in enumerate(zip(problems, solutions, strict=True)):
+        for row, (problem, solution) in enumerate(zip(problems, solutions, strict=True)):
             try:
                 solution = self._split(solution, step_style) if isinstance(solution, str) else solution
-                steps[index] = check_solution(problem, solution, index)
+                steps[row] = check_solution(problem, solution, first_idx + row)
             except (TypeError, ValueError) as error:
                 if raises:
                     raise
-                errors[index] = str(error)
-        rows = [index for index, error in enumerate(errors) if error is None]
+                errors[row] = str(error)
+        rows = [row for row, error in enumerate(errors) if error is None]
         for row, item in zip(rows, self._encode_rows(rows, problems, steps, raises=raises), strict=True):
-            problem_with_it = item if isinstance(item, str) else self._too_long(row, item)
+            problem_with_it = item if isinstance(item, str) else self._too_long(first_idx + row, item)
             if problem_with_it is None:
                 encoded[row] = item  # type: ignore[assignment]
             elif raises:
@@ -198,16 +205,16 @@ class PRMVerifier:
                 encoded.append(str(error))
         return encoded
 
-    def _too_long(self, row: int, item: EncodedSolution) -> str | None:
+    def _too_long(self, index: int, item: EncodedSolution) -> str | None:
         if len(item.step_positions) < item.num_steps:
             return (
-                f"solution {row} is longer than max_length={self.processor.max_length} tokens: only "
+                f"solution {index} is longer than max_length={self.processor.max_length} tokens: only "
                 f"{len(item.step_positions)} of {item.num_steps} steps fit; raise max_length if the backbone reads "
                 "more, or score a shorter solution"
             )
         limit = self.model.config.max_positions
         if limit is not None and len(item.input_ids) > limit:
-            return f"solution {row} has {len(item.input_ids)} tokens, the backbone reads {limit}; score a shorter one"
+            return f"solution {index} has {len(item.input_ids)} tokens, the backbone reads {limit}; score a shorter one"
         return None
 
     @torch.inference_mode()
@@ -217,7 +224,8 @@ class PRMVerifier:
         output = self.model(**{name: tensor.to(device) for name, tensor in batch.items()})
         is_finite = output.logits.isfinite().reshape(len(items), -1).all(dim=1, keepdim=True)
         step_probs = output.step_probs.masked_fill(~is_finite, float("nan"))
-        return step_probs.to("cpu", torch.float64), batch["step_positions"] >= 0
+        # Several classes that count as right can sum to 1 and an ulp.
+        return step_probs.to("cpu", torch.float64).clamp(max=1.0), batch["step_positions"] >= 0
 
     def _read(
         self,
@@ -226,6 +234,7 @@ class PRMVerifier:
         steps: list[list[str]],
         step_probs: torch.Tensor,
         mask: torch.Tensor,
+        first_idx: int,
     ) -> Iterator[SolutionScore]:
         """The results of one forward pass."""
         is_nan = step_probs.isnan().any(dim=1)
@@ -236,10 +245,10 @@ class PRMVerifier:
         for i, row in enumerate(rows):
             if is_nan[i]:
                 error = (
-                    f"the model gave NaN or infinite logits for solution {row}; look for such values in its "
-                    "weights, or load it in another dtype (float16 overflows where bfloat16 and float32 do not)"
+                    f"the model gave NaN or infinite logits for solution {first_idx + row}; look for such values in "
+                    "its weights, or load it in another dtype (float16 overflows where bfloat16 and float32 do not)"
                 )
-                yield self._result(row, problems[row], steps[row], error)
+                yield self._result(first_idx + row, problems[row], steps[row], error)
                 continue
             values = tuple(probs[i, : len(steps[row])].tolist())
             yield SolutionScore(
@@ -251,11 +260,11 @@ class PRMVerifier:
                 weakest_prob=values[weakest[i]],
                 first_error=wrong[i],
                 threshold=self.threshold,
-                solution_idx=row,
+                solution_idx=first_idx + row,
                 problem=problems[row],
             )
 
-    def _result(self, row: int, problem: str, steps: list[str], error: str | None) -> SolutionScore:
+    def _result(self, index: int, problem: Any, steps: list[str], error: str | None) -> SolutionScore:
         """A result without scores."""
         return SolutionScore(
             steps=tuple(steps),
@@ -266,8 +275,8 @@ class PRMVerifier:
             weakest_prob=None,
             first_error=None,
             threshold=self.threshold,
-            solution_idx=row,
-            problem=problem,
+            solution_idx=index,
+            problem=problem if isinstance(problem, str) else None,
             error=error,
         )
 
