@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from .errors import CheckpointError
+
 # Runs under `python -I`: no working folder and no PYTHONPATH on the path. An installed copy of this
 # project is refused by name, and the process checks that it is.
 _SCRIPT = """
@@ -80,7 +82,7 @@ def score_in_clean_process(
         solutions: B lists of steps.
 
     Raises:
-        RuntimeError: the process failed; the message holds the end of what it wrote.
+        CheckpointError: the process failed; the message holds the end of what it wrote.
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
@@ -101,7 +103,7 @@ def score_in_clean_process(
             check=False,
         )
         if done.returncode != 0:
-            raise RuntimeError(
+            raise CheckpointError(
                 f"the checkpoint {source} does not load and score in a clean process; it ended with:\n"
                 + "\n".join(done.stderr.strip().splitlines()[-12:])
             )

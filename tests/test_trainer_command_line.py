@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from trainer.command_line import one_line_errors, parse_options, set_up_logging
+from hub_card.errors import one_line_errors
+from trainer.command_line import parse_options, set_up_logging
 
 
 @dataclass

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+
+from hub_card.errors import one_line_errors
 
 
 def parse_options(
@@ -44,24 +45,11 @@ def parse_options(
     return tuple(instances)
 
 
-@contextmanager
-def one_line_errors(report: Any = None) -> Iterator[None]:
-    """Show an expected error (bad value, bad file) as one line without a traceback, and exit."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        (report or _exit_with)(" ".join(str(error).split()))
-
-
 def set_up_logging(*, main_process: bool) -> None:
     """Show the library's messages on the main process, and only errors on the others."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     for package in ("trainer", "modeling_prm", "hub_card"):
         logging.getLogger(package).setLevel(logging.INFO if main_process else logging.ERROR)
-
-
-def _exit_with(message: str) -> None:
-    sys.exit(f"error: {message}")
 
 
 def _config_argument(argv: Sequence[str]) -> str | None:

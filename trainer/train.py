@@ -14,10 +14,11 @@ from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from hub_card.errors import one_line_errors
 from modeling_prm import PRMConfig, PRMForStepScoring, PRMProcessor
 
 from .arguments import DataArguments, ModelArguments, PRMTrainingArguments
-from .command_line import one_line_errors, parse_options, set_up_logging
+from .command_line import parse_options, set_up_logging
 from .data_files import is_hub_id
 from .prm_trainer import PRMTrainer
 from .readers import load_step_dataset

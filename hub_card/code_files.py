@@ -1,0 +1,207 @@
+"""Whether the code in a repository is that of a release of this package, told without running it.
+
+python -m hub_card.code_files user/name --revision 0123abc
+python -m hub_card.code_files --add-release 0.1.0
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download
+from transformers.dynamic_module_utils import get_relative_import_files
+
+import modeling_prm
+
+from .errors import one_line_errors
+
+# Release: the SHA-256 of each of its code files.
+_TABLE = Path(__file__).with_name("released_code.json")
+# Reading these runs code of their author's choice.
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeCheck:
+    """What `verify` found.
+
+    Args:
+        source: the repository or folder.
+        release: the release of this package whose code it holds, None where it holds other code.
+        files: the SHA-256 of each code file found.
+        problems: what speaks against it, one sentence each.
+    """
+
+    source: str
+    release: str | None
+    files: dict[str, str]
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether loading the checkpoint runs the code of a release, and no other."""
+        return self.release is not None and not self.problems
+
+    def __str__(self) -> str:
+        if self.ok:
+            return f"{self.source}: the code is that of modeling-prm {self.release}"
+        return "\n".join([f"{self.source}: not the code of a release", *(f"  {problem}" for problem in self.problems)])
+
+
+def verify(
+    source: str | os.PathLike[str], revision: str | None = None, *, token: str | bool | None = None
+) -> CodeCheck:
+    """Compare the code of a repository with every release of this package, without running any of it.
+
+    Beside the code files it looks at what loading would run in their place: references of a config to the
+    code of another repository, and pickled files.
+
+    Args:
+        source: a Hub id, or a folder.
+        revision: branch, tag or commit; give a commit hash, since the others move.
+        token: for a private repository, as `huggingface_hub` takes it.
+
+    Raises:
+        OSError: the repository cannot be read.
+    """
+    names, read = _open(source, revision, token)
+    code = {name: read(name) for name in names if name.endswith(".py")}
+    files = {name: hashlib.sha256(text).hexdigest() for name, text in sorted(code.items())}
+    table = released_code()
+    release = next((version for version, known in table.items() if known == files), None)
+    problems = [] if release else _differences(files, table)
+    problems += [
+        f"{name} is a pickled file, which can run any code when it is read" for name in names if name.endswith(_PICKLES)
+    ]
+    for name in names:
+        if "/" not in name and name.endswith("config.json"):
+            problems += _foreign_references(name, json.loads(read(name)), files)
+    label = f"{source}@{revision}" if revision else str(source)
+    return CodeCheck(source=label, release=release, files=files, problems=tuple(problems))
+
+
+def released_code() -> dict[str, dict[str, str]]:
+    """The SHA-256 of each code file of each release, newest first."""
+    table: dict[str, dict[str, str]] = json.loads(_TABLE.read_text(encoding="utf-8"))
+    return dict(reversed(table.items()))
+
+
+def shipped_code() -> dict[str, str]:
+    """The SHA-256 of each file that this version of the package saves with a checkpoint."""
+    folder = Path(modeling_prm.__file__).parent
+    paths = {str(folder / f"{name}_prm.py") for name in ("configuration", "modeling", "processing")}
+    paths |= {found for path in list(paths) for found in get_relative_import_files(path)}
+    return {Path(path).name: sha256(Path(path)) for path in sorted(paths)}
+
+
+def add_release(version: str) -> None:
+    """Add this package's code to the table of releases.
+
+    Raises:
+        ValueError: the table has this release, with other code.
+    """
+    table: dict[str, dict[str, str]] = json.loads(_TABLE.read_text(encoding="utf-8"))
+    code = shipped_code()
+    if table.get(version, code) != code:
+        raise ValueError(
+            f"release {version} is in {_TABLE.name} with other code; a release never changes: choose a new version"
+        )
+    table[version] = code
+    _TABLE.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _open(source: str | os.PathLike[str], revision: str | None, token: str | bool | None) -> tuple[list[str], Any]:
+    """The names of a checkpoint's files, and a function that reads one of them."""
+    folder = Path(source)
+    if folder.is_dir():
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return [path.relative_to(folder).as_posix() for path in paths], lambda name: (folder / name).read_bytes()
+    repo_id = str(source)
+    names = sorted(HfApi().list_repo_files(repo_id, revision=revision, token=token))
+    return names, lambda name: Path(hf_hub_download(repo_id, name, revision=revision, token=token)).read_bytes()
+
+
+def _differences(files: dict[str, str], table: dict[str, dict[str, str]]) -> list[str]:
+    """What sets the files apart from the release that is nearest to them."""
+    if not files:
+        return ["it holds no code"]
+    if not table:
+        return ["no release is known"]
+    nearest = max(table, key=lambda version: len(table[version].items() & files.items()))
+    known = table[nearest]
+    return [
+        *(
+            f"{name} differs from modeling-prm {nearest}"
+            for name in sorted(files.keys() & known)
+            if files[name] != known[name]
+        ),
+        *(f"{name} is not a file of modeling-prm {nearest}" for name in sorted(files.keys() - known)),
+        *(f"{name} of modeling-prm {nearest} is missing" for name in sorted(known.keys() - files)),
+    ]
+
+
+def _foreign_references(name: str, config: Any, files: dict[str, str]) -> list[str]:
+    """The classes that a config names in a repository of others, or in a file that is not there."""
+    found = []
+    for reference in _class_references(config):
+        if "--" in reference:
+            found.append(f"{name} loads {reference} from another repository")
+        elif reference.partition(".")[0] + ".py" not in files:
+            found.append(f"{name} names {reference}, whose file is not there")
+    return found
+
+
+def _class_references(config: Any) -> list[str]:
+    """Every class that `auto_map` and `custom_pipelines` name, at any depth."""
+    if isinstance(config, list):
+        return [reference for item in config for reference in _class_references(item)]
+    if not isinstance(config, dict):
+        return []
+    found = [text for key in ("auto_map", "custom_pipelines") for text in _strings(config.get(key)) if "." in text]
+    rest = [value for key, value in config.items() if key not in ("auto_map", "custom_pipelines")]
+    return found + _class_references(rest)
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for item in values for text in _strings(item)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print what `verify` finds, and exit with status 1 where it is not the code of a release."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hub_card.code_files",
+        description="Whether the code in a repository is that of a release of modeling-prm; nothing of it is run.",
+    )
+    parser.add_argument("source", nargs="?", help="a Hub id or a folder")
+    parser.add_argument("--revision", help="branch, tag or commit hash")
+    parser.add_argument("--add-release", metavar="VERSION", help="add this package's code to its table of releases")
+    options = parser.parse_args(argv)
+    if (options.source is None) == (options.add_release is None):
+        parser.error("give a Hub id or a folder, or --add-release VERSION")
+    with one_line_errors():
+        if options.add_release is not None:
+            add_release(options.add_release)
+            return
+        check = verify(options.source, options.revision)
+    print(check)
+    sys.exit(0 if check.ok else 1)
+
+
+if __name__ == "__main__":
+    main()
