@@ -1,159 +1,138 @@
 """A stand-in for the Hugging Face Hub on localhost, good enough for the unmodified client to push and load.
 
     with HubStandIn() as hub:
-        env = hub.environment(tmp_path / "hf_home")
-        subprocess.run([sys.executable, "push.py"], env=env, check=True)
+        hub.fail("lfs_batch", 503)
+        hub.run("from huggingface_hub import HfApi; ...", tmp_path / "hf_home")
+        assert hub.unused_faults == []
         assert "config.json" in hub.files("user/model")
 
-``huggingface_hub`` reads ``HF_ENDPOINT`` when it is imported, so a client has to be a process of its own,
-started with the variables of :meth:`HubStandIn.environment`. Repositories and commits live in memory. Every
-commit keeps its own sha and tree, so ``revision=`` takes a branch, a tag or a sha. Large or binary files take
-the Git LFS route (batch endpoint, then PUT), the others travel inside the commit.
+``huggingface_hub`` reads ``HF_ENDPOINT`` when it is imported, so a client has to be a process of its own, started by
+:meth:`HubStandIn.run` or with the variables of :meth:`HubStandIn.environment`. Repositories live in memory. Every
+commit keeps its own sha and tree, so ``revision=`` takes a branch, a tag or a sha, and a commit that fails leaves its
+branch as it was. Large or binary files take the Git LFS route (batch, PUT, verify), the others travel in the commit.
 
-What it does not exercise: Xet (the client must have ``HF_HUB_DISABLE_XET=1``), multipart uploads, resumed
-downloads and the redirect to a CDN, datasets and Spaces, pull requests, gated repositories, the metadata that
-the Hub derives from a model card (``card_data``, ``pipeline_tag``, widgets) and the validation of the real
-server: any YAML and any name pass, nothing is rate limited, and a new repository holds no ``.gitattributes``.
-A request that it does not know is answered 501 and named in the message.
+What tests look at (``KeyError`` if there is no such repository)::
+
+    hub.files(repo_id, revision="main") -> dict[str, bytes]     hub.branches(repo_id) -> dict[str, str]  (name to sha)
+    hub.read(repo_id, path, revision="main") -> bytes           hub.tags(repo_id) -> dict[str, str]
+    hub.commits(repo_id, revision="main") -> list[Commit]       hub.is_private(repo_id) -> bool
+    hub.repositories -> list[str]                               hub.requests -> list[LoggedRequest]
+
+``commits`` is newest first, down to the empty "initial commit"; a ``Commit`` has ``sha``, ``parent``, ``message``,
+``description`` and ``tree``. A ``LoggedRequest`` has ``method``, ``path`` (no query, no token), ``status`` (``None``
+where the connection was cut before an answer) and ``kind``.
+
+Faults wait for the next request of their kind whose path contains ``path``, strike ``times`` times and are gone;
+``hub.unused_faults`` describes those still waiting. Kinds are the names in ``hub_stand_in_routes.KINDS``: whoami,
+create, delete, settings, auth_check, validate_yaml, refs, commits, info, branch, tag, tree, paths_info, preupload,
+commit, lfs_batch, lfs_verify, lfs_put, file_info (HEAD of a file), download (GET of a file)::
+
+    hub.fail(kind, status=503, *, times=1, path="")             an error answer, and nothing is done
+    hub.lose_answer(kind, *, times=1, path="")                  it is done, but the connection closes without an answer
+    hub.delay(kind, seconds, *, times=1, path="")               it is done at once, but the answer comes late
+    hub.cut_upload(kind="lfs_put", *, after=0, times=1, path="")    closes after ``after`` bytes of the request's body
+    hub.cut_download(*, after=0, times=1, path="")              closes after ``after`` bytes of a file
+    hub.commit_between(repo_id, files, *, delete=(), before="commit", branch="main", times=1)   another client commits
+    hub.commit(repo_id, files, *, delete=(), branch="main", message=...) -> sha                 the same, but now
+
+Tokens, as ``HF_TOKEN``: ``hub.token`` (writes as ``user``), ``hub.read_token`` (``user``, may not write),
+``hub.stranger_token`` (the account ``stranger``, which writes its own repositories only). Any other is answered 401
+"Invalid credentials", even on public repositories; ``HF_TOKEN=""`` is a client without a token. A private repository
+is 404 to a stranger and 401 without a token, both ``RepositoryNotFoundError``; writing without the right is 403.
+
+What the client does with it (2.4): every call of an upload is repeated after 1, 2, 4, 8 and 8 s on a lost connection
+and on 429 and 5xx, except creating a repository, the YAML check and the commit itself, which fail at once. A commit
+whose parent has changed is 412 in an ``HfHubHTTPError``.
+
+What it does not exercise: Xet (the client must have ``HF_HUB_DISABLE_XET=1``; with Xet, ``upload_folder`` may make
+several commits of one folder and repeats a commit on an error), multipart uploads, the redirect to a CDN, compressed
+answers, listings of more than one page, ``.gitignore`` rules, datasets and Spaces, organizations and fine-grained
+tokens, pull requests, gated repositories, squashing and moving, rate limits, quotas, names that the Hub refuses, and
+what the Hub derives from files beside the card's own metadata (tags, widgets, safetensors). Of the card's metadata
+few rules are checked (``hub_stand_in_card``). A new repository holds no ``.gitattributes``. A request that it does
+not know is answered 501 and named in the message.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
-import re
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from socket import SHUT_RDWR
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LFS_SIZE = 10 * 1024 * 1024  # bytes; the Hub takes no larger file inside a commit
-LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".parquet", ".arrow", ".zip")
+from hub_stand_in_routes import KINDS, LFS_SIZE, LFS_SUFFIXES, ROUTES, Route
+from hub_stand_in_state import Account, Blob, Commit, HubState, Refusal, Reply, Repo, Request
+
+__all__ = ["KINDS", "LFS_SIZE", "Commit", "HubStandIn", "LoggedRequest"]
 
 
-@dataclass(frozen=True)
-class Blob:
-    """The content of one file, and whether it came by the LFS route."""
+class LoggedRequest(NamedTuple):
+    """One request and what it was answered; ``status`` is ``None`` where the connection was cut before an answer."""
 
-    data: bytes
-    lfs: bool
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
-
-    @property
-    def git_oid(self) -> str:
-        return hashlib.sha1(b"blob %d\0" % len(self.data) + self.data).hexdigest()
-
-    @property
-    def etag(self) -> str:
-        return self.sha256 if self.lfs else self.git_oid
-
-
-@dataclass(frozen=True)
-class Commit:
-    """One commit: its sha, its parent's (``None`` for the first), its message and its whole tree."""
-
-    sha: str
-    parent: str | None
-    message: str
-    tree: dict[str, Blob]
+    method: str
+    path: str
+    status: int | None
+    kind: str
 
 
 @dataclass
-class _Repo:
-    repo_id: str
-    private: bool
-    commits: dict[str, Commit] = field(default_factory=dict)
-    branches: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
+class _Fault:
+    action: str  # fail, lose_answer, delay, cut_upload, cut_download or commit_between
+    kind: str
+    path: str
+    times: int
+    value: Any = None
 
-    def add_commit(self, branch: str, message: str, tree: dict[str, Blob]) -> Commit:
-        """Put a commit on top of ``branch``; the number of commits in its sha keeps equal trees apart."""
-        parent = self.branches.get(branch)
-        listing = [(path, blob.etag) for path, blob in sorted(tree.items())]
-        seed = repr((self.repo_id, branch, parent, message, listing, len(self.commits)))
-        commit = Commit(hashlib.sha1(seed.encode()).hexdigest(), parent, message, tree)
-        self.commits[commit.sha] = commit
-        self.branches[branch] = commit.sha
-        return commit
-
-    def resolve(self, revision: str) -> Commit:
-        """Return the commit of a branch, a tag or a sha; refuse an unknown one as the Hub does."""
-        sha = self.branches.get(revision) or self.tags.get(revision) or revision
-        if sha not in self.commits:
-            raise _Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return self.commits[sha]
-
-
-@dataclass(frozen=True)
-class _Request:
-    query: dict[str, list[str]]
-    body: bytes
-    headers: Any
-    signed: bool
-    params: dict[str, str]
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-@dataclass(frozen=True)
-class _Reply:
-    body: bytes = b""
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-class _Refusal(Exception):
-    """An error answer: status, ``X-Error-Message`` and, where the client looks at it, ``X-Error-Code``."""
-
-    def __init__(self, status: int, message: str, code: str = "") -> None:
-        super().__init__(message)
-        headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
-        self.reply = _json_reply({"error": message}, status, headers)
-
-
-def _json_reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> _Reply:
-    return _Reply(json.dumps(value).encode(), status, {"Content-Type": "application/json"} | (headers or {}))
+    def __str__(self) -> str:
+        return f"{self.action} on {self.kind}" + (f" of {self.path}" if self.path else "") + f", {self.times} left"
 
 
 class HubStandIn:
     """The server, as a context manager; it listens on a free port of 127.0.0.1 while it is open.
 
     Args:
-        user: The account that ``token`` belongs to; a repository created without a namespace is theirs.
-        token: The one token that may write and that sees private repositories.
+        user: The account of ``token``; a repository created without a namespace is theirs.
+        token: A token that may write; ``read_token`` is the same account's, ``stranger_token`` another one's.
 
     Attributes:
         url: Address to give to a client as ``HF_ENDPOINT``.
-        requests: ``"METHOD /path"`` of every request so far, in order of arrival.
+        requests: Every request so far, in the order of the answers.
     """
+
+    read_token = "hf_stand_in_read"
+    stranger_token = "hf_stand_in_stranger"
 
     def __init__(self, user: str = "user", token: str = "hf_stand_in") -> None:
         self.user = user
         self.token = token
-        self.requests: list[str] = []
-        self._repos: dict[str, _Repo] = {}
-        self._lfs_objects: dict[str, bytes] = {}
+        self.requests: list[LoggedRequest] = []
+        self._faults: list[_Fault] = []
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_for(self))
-        self._server.daemon_threads = True
+        self._closing = threading.Event()
+        self._server = _Server(("127.0.0.1", 0), _handler_for(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+        accounts = {token: Account(user, "write"), self.read_token: Account(user, "read")}
+        self._state = HubState(self.url, accounts | {self.stranger_token: Account("stranger", "write")})
 
     def __enter__(self) -> HubStandIn:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._closing.set()
         self._server.shutdown()
         self._server.server_close()
+
+    # ---- clients -----------------------------------------------------------------------------------
 
     def environment(self, home: str | Path, **extra: str) -> dict[str, str]:
         """Return the variables for a client process: this server, its token and an empty ``HF_HOME``.
@@ -177,250 +156,194 @@ class HubStandIn:
         }
         return inherited | ours | extra
 
+    def run(self, script: str, home: str | Path, *arguments: str, **variables: str) -> Any:
+        """Run ``script`` in a new process with ``home`` as its cache; return the JSON of its last line of output.
+
+        ``None`` if it prints nothing; ``RuntimeError`` with what it wrote to stderr if it fails.
+        """
+        command = [sys.executable, "-c", script, *arguments]
+        env = self.environment(home, **variables)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr)
+        lines = done.stdout.splitlines()
+        return json.loads(lines[-1]) if lines else None
+
+    # ---- what tests look at ------------------------------------------------------------------------
+
+    @property
+    def repositories(self) -> list[str]:
+        """The ids of all repositories, sorted."""
+        with self._lock:
+            return sorted(self._state.repos)
+
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-        """Return path to content of every file; ``KeyError`` if there is no such repository."""
+        """Return path to content of every file."""
+        tree = self._repo(repo_id).resolve(revision).tree
+        return {path: blob.data for path, blob in sorted(tree.items())}
+
+    def read(self, repo_id: str, path: str, revision: str = "main") -> bytes:
+        """Return the content of one file; ``KeyError`` if there is none."""
+        return self._repo(repo_id).resolve(revision).tree[path].data
+
+    def commits(self, repo_id: str, revision: str = "main") -> list[Commit]:
+        """Return the commits that lead to ``revision``, newest first, down to the empty first one."""
+        return self._repo(repo_id).history(revision)
+
+    def branches(self, repo_id: str) -> dict[str, str]:
+        """Return the name of every branch and the sha that it points to."""
+        return dict(self._repo(repo_id).branches)
+
+    def tags(self, repo_id: str) -> dict[str, str]:
+        """Return the name of every tag and the sha that it points to."""
+        return dict(self._repo(repo_id).tags)
+
+    def is_private(self, repo_id: str) -> bool:
+        """Return whether only the owner sees the repository."""
+        return self._repo(repo_id).private
+
+    def _repo(self, repo_id: str) -> Repo:
         with self._lock:
-            tree = self._repos[repo_id].resolve(revision).tree
-            return {path: blob.data for path, blob in sorted(tree.items())}
+            return self._state.repos[repo_id]
 
-    def history(self, repo_id: str, revision: str = "main") -> list[Commit]:
-        """Return the commits of a branch, newest first, down to the empty one that created the repository."""
+    # ---- faults ------------------------------------------------------------------------------------
+
+    @property
+    def unused_faults(self) -> list[str]:
+        """A description of every fault that has not struck as often as it was asked to."""
         with self._lock:
-            repo = self._repos[repo_id]
-            commits = [repo.resolve(revision)]
-            while commits[-1].parent is not None:
-                commits.append(repo.commits[commits[-1].parent])
-            return commits
+            return [str(fault) for fault in self._faults]
 
-    def answer(self, method: str, target: str, body: bytes, headers: Any) -> _Reply:
-        """Find the route of one request and run it; what it refuses becomes an error answer."""
-        url = urlsplit(target)
-        signed = headers.get("Authorization") == f"Bearer {self.token}"
+    def fail(self, kind: str, status: int = 503, *, times: int = 1, path: str = "") -> None:
+        """Answer the next request of this kind with ``status`` and do nothing of what it asks."""
+        self._add(_Fault("fail", kind, path, times, status))
+
+    def lose_answer(self, kind: str, *, times: int = 1, path: str = "") -> None:
+        """Do what the next request of this kind asks, but close the connection instead of answering."""
+        self._add(_Fault("lose_answer", kind, path, times))
+
+    def delay(self, kind: str, seconds: float, *, times: int = 1, path: str = "") -> None:
+        """Do what the next request of this kind asks at once, but answer ``seconds`` later."""
+        self._add(_Fault("delay", kind, path, times, seconds))
+
+    def cut_upload(self, kind: str = "lfs_put", *, after: int = 0, times: int = 1, path: str = "") -> None:
+        """Close the connection of the next request of this kind after reading ``after`` bytes of its body."""
+        self._add(_Fault("cut_upload", kind, path, times, after))
+
+    def cut_download(self, *, after: int = 0, times: int = 1, path: str = "") -> None:
+        """Close the connection of the next GET of a file after sending ``after`` bytes of the answer's body."""
+        self._add(_Fault("cut_download", "download", path, times, after))
+
+    def commit_between(
+        self,
+        repo_id: str,
+        files: Mapping[str, bytes],
+        *,
+        delete: Iterable[str] = (),
+        before: str = "commit",
+        branch: str = "main",
+        times: int = 1,
+    ) -> None:
+        """Let another client commit to ``repo_id`` just before its next request of kind ``before`` is looked at."""
+        what = {"repo_id": repo_id, "files": dict(files), "delete": tuple(delete), "branch": branch}
+        self._add(_Fault("commit_between", before, f"/{repo_id}/", times, what))
+
+    def commit(
+        self,
+        repo_id: str,
+        files: Mapping[str, bytes],
+        *,
+        delete: Iterable[str] = (),
+        branch: str = "main",
+        message: str = "by another client",
+    ) -> str:
+        """Commit as another client would, now; return the new sha. ``KeyError`` if a file to delete is not there."""
         with self._lock:
-            self.requests.append(f"{method} {url.path}")
-            for verb, pattern, route in _ROUTES:
-                match = pattern.fullmatch(url.path)
-                if match is None or verb != ("GET" if method == "HEAD" else method):
-                    continue
-                params = {name: unquote(value or "") for name, value in match.groupdict().items()}
-                request = _Request(parse_qs(url.query), body, headers, signed, params)
-                try:
-                    return route(self, request)
-                except _Refusal as refusal:
-                    return refusal.reply
-        return _Refusal(501, f"the Hub stand-in has no {method} {url.path}").reply
+            return self._commit(repo_id, files, delete=delete, branch=branch, message=message)
 
-    def _repo(self, request: _Request) -> _Repo:
-        """Return the repository that a request names, if there is one and the caller may see it."""
-        repo = self._repos.get(request.params["repo"])
-        if repo is None or (repo.private and not request.signed):
-            raise _Refusal(404, "Repository not found", "RepoNotFound")
-        return repo
+    def _commit(
+        self,
+        repo_id: str,
+        files: Mapping[str, bytes],
+        *,
+        delete: Iterable[str],
+        branch: str,
+        message: str = "by another client",
+    ) -> str:
+        repo = self._state.repos[repo_id]
+        tree = dict(repo.resolve(branch).tree)
+        for path in delete:
+            del tree[path]
+        tree |= {path: Blob(data, path.endswith(LFS_SUFFIXES) or b"\0" in data[:512]) for path, data in files.items()}
+        return repo.add_commit(branch, message, tree).sha
 
+    def _add(self, fault: _Fault) -> None:
+        if fault.kind not in KINDS:
+            raise ValueError(f"there is no kind of request {fault.kind!r}; it must be one of {', '.join(KINDS)}")
+        if fault.times < 1:
+            raise ValueError(f"a fault must strike at least once, got times={fault.times}")
+        with self._lock:
+            self._faults.append(fault)
 
-def _require_token(request: _Request) -> None:
-    if not request.signed:
-        raise _Refusal(401, "Invalid username or password.")
+    # ---- one request, as the handler sees it -------------------------------------------------------
 
+    def take_faults(self, kind: str, path: str) -> dict[str, Any]:
+        """Use up the first waiting fault of each action that fits; return action to value."""
+        struck: dict[str, Any] = {}
+        path = path.replace(".git/", "/") + "/"  # so that "/user/model/" is in every path of that repository only
+        with self._lock:
+            for fault in self._faults:
+                if fault.kind == kind and fault.path in path and fault.action not in struck:
+                    fault.times -= 1
+                    struck[fault.action] = fault.value
+            self._faults = [fault for fault in self._faults if fault.times > 0]
+        return struck
 
-# ---- routes: accounts and repositories -----------------------------------------------------------
+    def answer(self, route: Route, params: dict[str, str], handler: BaseHTTPRequestHandler, body: bytes) -> Reply:
+        """Run a route; what it refuses becomes an error answer, and so does a mistake of the stand-in itself."""
+        with self._lock:
+            account, wrong = self._state.account_of(handler.headers.get("Authorization"))
+            query = parse_qs(urlsplit(handler.path).query)
+            try:
+                return route(self._state, Request(params, query, body, handler.headers, account, wrong))
+            except Refusal as refusal:
+                return refusal.reply
+            except Exception as error:  # 501, since the client would repeat a 500 for half a minute
+                return Refusal(501, f"the Hub stand-in failed: {error!r}").reply
 
+    def commit_now(self, what: dict[str, Any]) -> None:
+        """Make the commit of ``commit_between``."""
+        with self._lock:
+            self._commit(**what)
 
-def _who_am_i(hub: HubStandIn, request: _Request) -> _Reply:
-    _require_token(request)
-    token = {"accessToken": {"role": "write", "displayName": "stand-in"}}
-    return _json_reply({"type": "user", "name": hub.user, "fullname": hub.user, "orgs": [], "auth": token})
+    def wait(self, seconds: float) -> None:
+        """Wait, but no longer than the server is open."""
+        self._closing.wait(seconds)
 
-
-def _create_repo(hub: HubStandIn, request: _Request) -> _Reply:
-    _require_token(request)
-    wanted = request.json()
-    if wanted.get("type") not in (None, "model"):
-        raise _Refusal(501, f"the Hub stand-in holds models, no {wanted['type']}")
-    repo_id = f"{wanted.get('organization') or hub.user}/{wanted['name']}"
-    about = {"url": f"{hub.url}/{repo_id}", "name": repo_id}
-    if repo_id in hub._repos:
-        return _json_reply(about | {"error": "You already created this model repo"}, 409)
-    hub._repos[repo_id] = _Repo(repo_id, private=wanted.get("visibility") == "private")
-    hub._repos[repo_id].add_commit("main", "initial commit", {})
-    return _json_reply(about)
-
-
-def _repo_info(hub: HubStandIn, request: _Request) -> _Reply:
-    repo = hub._repo(request)
-    commit = repo.resolve(request.params.get("rev") or "main")
-    siblings = [
-        {"rfilename": path, "size": len(blob.data), "blobId": blob.git_oid, **_lfs_entry(blob)}
-        for path, blob in sorted(commit.tree.items())
-    ]
-    about = {"id": repo.repo_id, "author": repo.repo_id.split("/")[0], "sha": commit.sha, "tags": []}
-    access = {"private": repo.private, "gated": False, "disabled": False}
-    return _json_reply(about | access | {"siblings": siblings})
-
-
-def _validate_yaml(hub: HubStandIn, request: _Request) -> _Reply:
-    return _json_reply({"errors": [], "warnings": []})
-
-
-# ---- routes: revisions ---------------------------------------------------------------------------
-
-
-def _create_branch(hub: HubStandIn, request: _Request) -> _Reply:
-    _require_token(request)
-    repo, name = hub._repo(request), request.params["rev"]
-    if name in repo.branches:
-        raise _Refusal(409, f"Reference already exists: {name}")
-    repo.branches[name] = repo.resolve(request.json().get("startingPoint") or "main").sha
-    return _json_reply({})
+    def log(self, method: str, path: str, status: int | None, kind: str) -> None:
+        """Add one request to the log, before its answer is sent: the client's next step finds it there."""
+        with self._lock:
+            self.requests.append(LoggedRequest(method, path, status, kind))
 
 
-def _create_tag(hub: HubStandIn, request: _Request) -> _Reply:
-    _require_token(request)
-    repo, name = hub._repo(request), request.json()["tag"]
-    if name in repo.tags:
-        raise _Refusal(409, f"Tag reference exists already: {name}")
-    repo.tags[name] = repo.resolve(request.params["rev"]).sha
-    return _json_reply({})
+# ---- the HTTP side -------------------------------------------------------------------------------------
 
 
-# ---- routes: reading files -----------------------------------------------------------------------
+def _find_route(method: str, path: str) -> tuple[str, Route | None, dict[str, str]]:
+    for kind, verb, pattern, route in ROUTES:
+        match = pattern.fullmatch(path)
+        if match is not None and verb == method:
+            return kind, route, {name: unquote(value or "") for name, value in match.groupdict().items()}
+    return "unknown", None, {}
 
 
-def _lfs_entry(blob: Blob) -> dict[str, Any]:
-    """Return the ``lfs`` part of a listing; empty for a file that is not stored by LFS."""
-    about = {"oid": blob.sha256, "sha256": blob.sha256, "size": len(blob.data), "pointerSize": 134}
-    return {"lfs": about} if blob.lfs else {}
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
 
-
-def _tree_entries(tree: dict[str, Blob]) -> dict[str, dict[str, Any]]:
-    """Return path to listing entry, of the files and of the folders that hold them."""
-    entries: dict[str, dict[str, Any]] = {}
-    for path, blob in sorted(tree.items()):
-        for parent in [str(p) for p in Path(path).parents][:-1]:
-            oid = hashlib.sha1(parent.encode()).hexdigest()
-            entries[parent] = {"type": "directory", "path": parent, "size": 0, "oid": oid}
-        entries[path] = {"type": "file", "path": path, "size": len(blob.data), "oid": blob.git_oid}
-        entries[path] |= _lfs_entry(blob)
-    return entries
-
-
-def _list_tree(hub: HubStandIn, request: _Request) -> _Reply:
-    tree = hub._repo(request).resolve(request.params["rev"]).tree
-    folder = request.params["path"].strip("/")
-    prefix = f"{folder}/" if folder else ""
-    inside = [entry for path, entry in sorted(_tree_entries(tree).items()) if path.startswith(prefix)]
-    if folder and not inside:
-        raise _Refusal(404, f"{folder} does not exist", "EntryNotFound")
-    if request.query.get("recursive", ["false"])[0].lower() not in ("true", "1"):
-        inside = [entry for entry in inside if "/" not in entry["path"].removeprefix(prefix)]
-    return _json_reply(inside)
-
-
-def _resolve_file(hub: HubStandIn, request: _Request) -> _Reply:
-    commit = hub._repo(request).resolve(request.params["rev"])
-    blob = commit.tree.get(request.params["path"])
-    if blob is None:
-        raise _Refusal(404, "Entry not found", "EntryNotFound")
-    return _Reply(blob.data, 200, {"ETag": f'"{blob.etag}"', "X-Repo-Commit": commit.sha})
-
-
-# ---- routes: writing files -----------------------------------------------------------------------
-
-
-def _preupload(hub: HubStandIn, request: _Request) -> _Reply:
-    """Say how to send each file, and the oid of what is there, so that the client skips what is equal."""
-    _require_token(request)
-    tree = hub._repo(request).resolve(request.params["rev"]).tree
-    answers = []
-    for file in request.json()["files"]:
-        path = file["path"]
-        binary = b"\0" in base64.b64decode(file["sample"])
-        lfs = binary or file["size"] > LFS_SIZE or path.endswith(LFS_SUFFIXES)
-        answer = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
-        answers.append(answer | ({"oid": tree[path].etag} if path in tree else {}))
-    return _json_reply({"files": answers})
-
-
-def _lfs_batch(hub: HubStandIn, request: _Request) -> _Reply:
-    _require_token(request)
-    hub._repo(request)
-    objects = []
-    for wanted in request.json()["objects"]:
-        upload = {"actions": {"upload": {"href": f"{hub.url}/lfs-objects/{wanted['oid']}"}}}
-        objects.append(wanted | ({} if wanted["oid"] in hub._lfs_objects else upload))
-    return _json_reply({"transfer": "basic", "objects": objects})
-
-
-def _put_lfs_object(hub: HubStandIn, request: _Request) -> _Reply:
-    oid = hashlib.sha256(request.body).hexdigest()
-    if oid != request.params["oid"]:
-        raise _Refusal(400, f"the content has sha256 {oid}, not {request.params['oid']}")
-    hub._lfs_objects[oid] = request.body
-    return _Reply()
-
-
-def _commit(hub: HubStandIn, request: _Request) -> _Reply:
-    _require_token(request)
-    repo, branch = hub._repo(request), request.params["rev"]
-    if branch not in repo.branches:
-        raise _Refusal(404, f"Invalid rev id: {branch}", "RevisionNotFound")
-    if request.query.get("create_pr"):
-        raise _Refusal(501, "the Hub stand-in has no pull requests")
-    header, *operations = [json.loads(line) for line in request.body.splitlines() if line]
-    parent = header["value"].get("parentCommit")
-    if parent is not None and parent != repo.branches[branch]:
-        raise _Refusal(412, f"A commit has happened since {parent}")
-    tree = dict(repo.resolve(branch).tree)
-    for operation in operations:
-        _apply(hub, tree, operation["key"], operation["value"])
-    commit = repo.add_commit(branch, header["value"]["summary"], tree)
-    url = f"{hub.url}/{repo.repo_id}/commit/{commit.sha}"
-    return _json_reply({"success": True, "commitOid": commit.sha, "commitUrl": url, "hookOutput": ""})
-
-
-def _apply(hub: HubStandIn, tree: dict[str, Blob], key: str, value: dict[str, Any]) -> None:
-    """Apply one line of a commit to ``tree``, in place."""
-    path = value["path"]
-    if key == "file":
-        tree[path] = Blob(base64.b64decode(value["content"]), lfs=False)
-    elif key == "lfsFile":
-        if value["oid"] not in hub._lfs_objects:
-            raise _Refusal(400, f"LFS object {value['oid']} of {path} was never uploaded")
-        tree[path] = Blob(hub._lfs_objects[value["oid"]], lfs=True)
-    elif key in ("deletedFile", "deletedFolder"):
-        prefix = path.rstrip("/") + "/"
-        gone = [p for p in tree if (p.startswith(prefix) if key == "deletedFolder" else p == path)]
-        if not gone:
-            raise _Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
-        for p in gone:
-            del tree[p]
-    else:
-        raise _Refusal(501, f"the Hub stand-in has no commit operation {key!r}")
-
-
-# ---- the HTTP side -------------------------------------------------------------------------------
-
-_API = r"/api/models/(?P<repo>[^/]+/[^/]+|[^/]+)"
-_PAGE = r"/(?P<repo>[^/]+/[^/]+|[^/]+)"
-_Route = Callable[[HubStandIn, _Request], _Reply]
-_ROUTES: list[tuple[str, re.Pattern[str], _Route]] = [
-    (verb, re.compile(pattern), route)
-    for verb, pattern, route in [
-        ("GET", r"/api/whoami-v2", _who_am_i),
-        ("POST", r"/api/repos/create", _create_repo),
-        ("POST", r"/api/validate-yaml", _validate_yaml),
-        ("GET", _API, _repo_info),
-        ("GET", _API + r"/revision/(?P<rev>[^/]+)", _repo_info),
-        ("POST", _API + r"/branch/(?P<rev>[^/]+)", _create_branch),
-        ("POST", _API + r"/tag/(?P<rev>[^/]+)", _create_tag),
-        ("GET", _API + r"/tree/(?P<rev>[^/]+)(?P<path>/.*)?", _list_tree),
-        ("POST", _API + r"/preupload/(?P<rev>[^/]+)", _preupload),
-        ("POST", _API + r"/commit/(?P<rev>[^/]+)", _commit),
-        ("POST", _PAGE + r"\.git/info/lfs/objects/batch", _lfs_batch),
-        ("PUT", r"/lfs-objects/(?P<oid>[0-9a-f]{64})", _put_lfs_object),
-        ("GET", _PAGE + r"/resolve/(?P<rev>[^/]+)/(?P<path>.+)", _resolve_file),
-    ]
-]
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Stay quiet about clients that hang up; anything else is a mistake worth seeing."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _handler_for(hub: HubStandIn) -> type[BaseHTTPRequestHandler]:
@@ -429,16 +352,44 @@ def _handler_for(hub: HubStandIn) -> type[BaseHTTPRequestHandler]:
         disable_nagle_algorithm = True  # otherwise each answer waits 40 ms for an acknowledgement
 
         def serve(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            reply = hub.answer(self.command, self.path, body, self.headers)
+            path = urlsplit(self.path).path
+            kind, route, params = _find_route(self.command, path)
+            faults = hub.take_faults(kind, unquote(path))
+            length = int(self.headers.get("Content-Length", 0))
+            body = self.rfile.read(min(length, faults.get("cut_upload", length)))
+            if "cut_upload" in faults or len(body) < length:
+                hub.log(self.command, path, None, kind)
+                return self.hang_up()
+            if "commit_between" in faults:
+                hub.commit_now(faults["commit_between"])
+            if route is None:
+                reply = Refusal(501, f"the Hub stand-in has no {self.command} {path}").reply
+            elif "fail" in faults:
+                reply = Refusal(faults["fail"], "a fault that the test asked for").reply
+            else:
+                reply = hub.answer(route, params, self, body)
+            hub.wait(faults.get("delay", 0))
+            hub.log(self.command, path, None if "lose_answer" in faults else reply.status, kind)
+            if "lose_answer" in faults:
+                return self.hang_up()
+            self.send(reply, faults.get("cut_download"))
+
+        do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
+
+        def send(self, reply: Reply, cut_after: int | None) -> None:
             self.send_response(reply.status)
             for name, value in (reply.headers | {"Content-Length": str(len(reply.body))}).items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(reply.body)
+                self.wfile.write(reply.body[:cut_after])
+            if cut_after is not None:
+                self.hang_up()
 
-        do_GET = do_HEAD = do_POST = do_PUT = serve
+        def hang_up(self) -> None:
+            self.close_connection = True
+            with suppress(OSError):
+                self.connection.shutdown(SHUT_RDWR)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Stay quiet: ``HubStandIn.requests`` is the log."""
