@@ -66,7 +66,8 @@ class Reply:
 
 def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
     """Return ``value`` as a JSON answer; a date of a card's YAML becomes text."""
-    return Reply(json.dumps(value, default=str).encode(), status, {"Content-Type": "application/json", **(headers or {})})
+    body = json.dumps(value, default=str).encode()
+    return Reply(body, status, {"Content-Type": "application/json", **(headers or {})})
 
 
 class Refusal(Exception):

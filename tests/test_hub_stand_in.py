@@ -266,11 +266,12 @@ cases = {
     "broken": "license: [mit",
     "list": "- mit",
     "license": "license: Apache 2.0",
+    "license type": "license: [{a: b}]",
     "tags": "tags: prm",
     "index": result,
 }
 seen = {name: push(metadata) for name, metadata in cases.items()}
-seen["good"] = push("license: mit\\ntags: [prm]\\nlibrary_name: transformers")
+seen["good"] = push("license: mit\\ndate: 2026-01-31\\ntags: [prm]\\nlibrary_name: transformers")
 info = api.model_info("user/card")
 seen["info"] = [info.card_data.license, info.tags, info.library_name]
 seen["expand"] = api.model_info("user/card", expand=["cardData"]).tags
@@ -291,13 +292,14 @@ def test_bad_metadata_of_a_card_stops_a_push(hub: HubStandIn, tmp_path: Path) ->
     assert seen["broken"].startswith(start + "bad YAML: ")
     assert seen["list"] == start + '"metadata" must be of type object'
     assert seen["license"].startswith(start + '"license" must be one of [')
+    assert seen["license type"] == seen["license"]
     assert seen["tags"] == start + '"tags" must be an array of strings'
     place = "model-index[0].results[0]"
     assert seen["index"] == f'{start}"{place}.dataset.name" is required\n- "{place}.metrics[0].value" is required'
     assert (seen["good"], seen["info"]) == ([], ["mit", ["prm"], "transformers"])
     assert seen["expand"] is None
     assert seen["validate"] == '- Error: "license" must be one of [a'
-    assert len(hub.commits("user/card")) == 1 + 2  # of the seven only the one without metadata and the good one
+    assert len(hub.commits("user/card")) == 1 + 2  # of the eight only the one without metadata and the good one
 
 
 RANGES = """
