@@ -100,9 +100,18 @@ def test_evaluation_data_come_from_one_place() -> None:
         DataArguments(train_data=["a"], eval_data=["b"], eval_fraction=0.1)
 
 
-def test_pushing_from_training_is_refused_since_it_would_send_the_token(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds the Hub token"):
-        PRMTrainingArguments(output_dir=str(tmp_path), push_to_hub=True)
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+def test_pushes_that_would_send_optimizer_states_are_refused(strategy: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"hub_strategy='{strategy}' would push optimizer states"):
+        PRMTrainingArguments(output_dir=str(tmp_path), push_to_hub=True, hub_strategy=strategy)
+    # Without a push there is nothing to refuse.
+    PRMTrainingArguments(output_dir=str(tmp_path), hub_strategy=strategy)
+
+
+@pytest.mark.parametrize("strategy", ["end", "every_save"])
+def test_pushes_of_the_model_are_taken(strategy: str, tmp_path: Path) -> None:
+    args = PRMTrainingArguments(output_dir=str(tmp_path), push_to_hub=True, hub_strategy=strategy)
+    assert args.hub_strategy == strategy
 
 
 @pytest.mark.parametrize(("metric", "greater"), [("brier", False), ("eval_set_brier", False), ("error_f1", True)])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from modeling_prm import PRMConfig
 
@@ -92,8 +93,8 @@ class PRMTrainingArguments(TrainingArguments):
     Raises:
         ValueError: an option has a value outside those allowed; or `label_smoothing_factor` is set, which
             smooths a softmax that one logit a step does not have; or `average_tokens_across_devices` is
-            off, with which the loss would depend on the number of processes; or `push_to_hub` is set, which
-            would send the file of these options along.
+            off, with which the loss would depend on the number of processes; or `hub_strategy` is one that
+            pushes optimizer states.
     """
 
     _argument_group_name = "training"
@@ -125,11 +126,6 @@ class PRMTrainingArguments(TrainingArguments):
                 f"label_smoothing_factor={self.label_smoothing_factor} smooths the targets of a softmax, which a PRM "
                 "with one logit a step does not have; leave it at 0 and give soft labels in the data instead"
             )
-        if self.push_to_hub:
-            raise ValueError(
-                "push_to_hub=True would send training_args.bin along, which holds the Hub token and local paths; push "
-                "the trained model with model.push_to_hub(...) and processor.push_to_hub(...)"
-            )
         if getattr(self, "greater_is_better", None) is None and (self.metric_for_best_model or "").endswith("brier"):
             self.greater_is_better = False
         if not self.average_tokens_across_devices:
@@ -145,3 +141,8 @@ class PRMTrainingArguments(TrainingArguments):
         if not 0.0 <= self.error_threshold <= 1.0:
             raise ValueError(f"error_threshold must be in [0, 1], got {self.error_threshold}")
         super().__post_init__()
+        if self.push_to_hub and self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError(
+                f"hub_strategy={self.hub_strategy.value!r} would push optimizer states; choose 'end' or 'every_save', "
+                "which push the model"
+            )

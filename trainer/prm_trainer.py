@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,7 +10,11 @@ import datasets
 import numpy as np
 import torch
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import HubStrategy
 
+from hub_card.card import CardData
+from hub_card.errors import CheckpointError
+from hub_card.publishing import Publication
 from modeling_prm import PRMProcessor
 from modeling_prm.scoring import check_processor
 from modeling_prm.step_loss import IGNORED_LABEL, step_loss
@@ -18,6 +23,9 @@ from .arguments import PRMTrainingArguments
 from .collator import PRMDataCollator
 from .metrics import bce_from_logits, import_sklearn_metrics, step_metrics
 from .preparation import TOKEN_COLUMNS, PreparationReport, tokenize_dataset
+from .publishing import model_metrics, publish_folder
+
+logger = logging.getLogger(__name__)
 
 
 class PRMTrainer(Trainer):
@@ -37,8 +45,11 @@ class PRMTrainer(Trainer):
         data_collator, callbacks, optimizers: as in `Trainer`, in place of ours.
         compute_metrics: as in `Trainer`, in place of ours; the evaluation loss is then Trainer's mean over
             batches. Predictions are logits (N, S) or (N, S, K), and step probabilities (N, S).
+        card: what the model card of pushes says beside what is known here: hyperparameters, evaluations and
+            the backbone.
 
     Attributes:
+        evaluations: the metrics of the last evaluation of each set, by name as in `reports`.
         reports: a `PreparationReport` for each dataset that was tokenized here, by name (`"train"`,
             `"eval"` or the name of the evaluation set).
 
@@ -59,6 +70,7 @@ class PRMTrainer(Trainer):
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        card: CardData | None = None,
     ) -> None:
         if not isinstance(args, PRMTrainingArguments):
             raise TypeError(f"args must be trainer.arguments.PRMTrainingArguments, got {type(args).__name__}")
@@ -78,6 +90,8 @@ class PRMTrainer(Trainer):
         check_processor(model, processing_class)
         self._num_labels = model.config.num_labels
         self.reports: dict[str, PreparationReport] = {}
+        self.evaluations: dict[str, dict[str, float]] = {}
+        self.card = card or CardData()
         self._error_threshold = args.error_threshold
         if args.freeze_backbone:
             for name, parameter in model.named_parameters():
@@ -147,6 +161,71 @@ class PRMTrainer(Trainer):
                 optimizer.add_param_group({**group, "params": ours, "lr": learning_rate})
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
+
+    def evaluation_loop(
+        self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> Any:
+        """As in `Trainer`; keeps the metrics for the model card."""
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        name = metric_key_prefix.removeprefix("eval_")
+        self.evaluations[name] = model_metrics(output.metrics, metric_key_prefix)
+        return output
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> Publication | None:
+        """Save the model and publish it to `args.hub_model_id` with `hub_card.publish`, on the main process.
+
+        Args:
+            commit_message, token, revision, private: as in `publish`; by default those of the arguments.
+            blocking: must be True, since what is published is checked and compared first.
+
+        Returns:
+            What was published; None on the other processes.
+
+        Raises:
+            ValueError: `blocking=False`.
+            CheckpointError, OSError: as `publish`.
+        """
+        if not blocking:
+            raise ValueError("blocking=False would go on before the published model is checked; leave it at True")
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        return publish_folder(
+            self,
+            self.args.output_dir,
+            commit_message=commit_message or "End of training",
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            private=self.args.hub_private_repo if private is None else private,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As in `Trainer`, by the same way as `push_to_hub`."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        try:
+            publish_folder(
+                self,
+                checkpoint_folder,
+                commit_message=f"Training in progress, step {self.state.global_step}",
+                token=self.args.hub_token,
+                revision=self.args.hub_revision,
+                private=self.args.hub_private_repo,
+            )
+        except (OSError, CheckpointError) as error:
+            # Hours of training are worth more than this push.
+            logger.warning("the push at step %d failed, training goes on: %s", self.state.global_step, error)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As in `Trainer`; takes records too."""

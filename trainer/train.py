@@ -14,6 +14,7 @@ from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from hub_card.card import CARD_DATA_FILE, CardData
 from hub_card.errors import one_line_errors
 from modeling_prm import PRMConfig, PRMForStepScoring, PRMProcessor
 
@@ -21,6 +22,7 @@ from .arguments import DataArguments, ModelArguments, PRMTrainingArguments
 from .command_line import parse_options, set_up_logging
 from .data_files import is_hub_id
 from .prm_trainer import PRMTrainer
+from .publishing import describe_training
 from .readers import load_step_dataset
 from .splits import split_by_problem
 
@@ -45,9 +47,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         model, processor = start_model(model_args)
         if checkpoint is not None:
             check_same_model(model, checkpoint)
-        trainer = PRMTrainer(model, args, processing_class=processor, train_dataset=train_set, eval_dataset=eval_sets)
+        trainer = PRMTrainer(
+            model,
+            args,
+            processing_class=processor,
+            train_dataset=train_set,
+            eval_dataset=eval_sets,
+            card=CardData(datasets=tuple(source for source in data_args.train_data if is_hub_id(source))),
+        )
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)
     trainer.save_state()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
@@ -56,6 +65,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    if trainer.is_world_process_zero():
+        card = describe_training(trainer)
+        (Path(args.output_dir) / CARD_DATA_FILE).write_text(card.to_json(), encoding="utf-8")
+    if args.push_to_hub:
+        with one_line_errors():
+            trainer.push_to_hub()
     trainer.accelerator.end_training()
     return metrics
 

@@ -1,0 +1,66 @@
+"""What a trainer knows about the model it trained, for the card, and its pushes to the Hub."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hub_card.card import CardData, EvaluationResult
+from hub_card.publishing import Publication, publish
+from modeling_prm import PRMForStepScoring, PRMProcessor
+
+from .data_files import is_hub_id
+
+# What an evaluation reports about itself and not about the model.
+_TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
+
+
+def describe_training(trainer: Any) -> CardData:
+    """The trainer's card, with the backbone, the hyperparameters and the last evaluations filled in.
+
+    Local paths are left out; what the card holds already stays.
+    """
+    card: CardData = trainer.card
+    base_model = getattr(trainer.model.config.text_config, "name_or_path", "") or ""
+    return dataclasses.replace(
+        card,
+        base_model=card.base_model or (base_model if is_hub_id(base_model) else None),
+        training={**hyperparameters(trainer), **card.training},
+        results=(*card.results, *(_result(name, values) for name, values in trainer.evaluations.items())),
+    )
+
+
+def hyperparameters(trainer: Any) -> dict[str, str | int | float | bool]:
+    """The options that the training depended on, by the names of `PRMTrainingArguments`."""
+    args = trainer.args
+    names = ("learning_rate", "head_learning_rate", "freeze_backbone", "weight_decay", "warmup_steps", "max_grad_norm")
+    values: dict[str, Any] = {name: getattr(args, name) for name in names}
+    values["lr_scheduler_type"] = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    values["optim"] = str(getattr(args.optim, "value", args.optim))
+    values["batch_size"] = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    values["optimizer_steps"] = trainer.state.global_step
+    values["epochs"] = round(trainer.state.epoch or 0.0, 2)
+    values["precision"] = "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32"
+    values["seed"] = args.seed
+    if "train" in trainer.reports:
+        report = trainer.reports["train"]
+        values["training_records"], values["training_steps_labelled"] = report.kept_records, report.labelled_steps
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def publish_folder(trainer: Any, folder: str, **options: Any) -> Publication:
+    """Publish what a trainer saved in a folder; options are those of `publish`."""
+    # Read from the file: the model in training may be wrapped, sharded or on its way.
+    model = PRMForStepScoring.from_pretrained(folder, dtype="auto")
+    processor = PRMProcessor.from_pretrained(folder)
+    return publish(model, processor, trainer.hub_model_id, card=describe_training(trainer), **options)
+
+
+def _result(name: str, values: dict[str, float]) -> EvaluationResult:
+    return EvaluationResult(dataset="held-out problems" if name == "eval" else name, metrics=values)
+
+
+def model_metrics(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
+    """The numbers of an evaluation that say something about the model, without the prefix."""
+    plain = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items() if name.startswith(f"{prefix}_")}
+    return {name: float(value) for name, value in plain.items() if name not in _TIMINGS}
