@@ -35,6 +35,7 @@ BAD: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "empty problem": ("", ["a"], ValueError, "problem {i} is empty"),
     "blank problem": (" \n", ["a"], ValueError, "problem {i} is empty"),
     "problem of no string": (None, ["a"], TypeError, "problem {i} must be a string, got NoneType"),
+    "a number": (7, ["a"], TypeError, "problem {i} must be a string, got int"),
     "too long": (
         PROBLEM,
         LONG,
