@@ -10,7 +10,7 @@ from pathlib import Path
 from modeling_prm import PRMForStepScoring, PRMProcessor
 
 from .card import CARD_DATA_FILE, CardData
-from .errors import one_line_errors
+from .errors import CheckpointError, one_line_errors
 from .publishing import Publication, publish
 
 
@@ -21,9 +21,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = Path(options.model)
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no saved model (no config.json); give the folder of save_pretrained")
+        model, processor = _load(folder)
         publication = publish(
-            PRMForStepScoring.from_pretrained(folder, dtype="auto"),
-            PRMProcessor.from_pretrained(folder),
+            model,
+            processor,
             options.repo,
             card=_card(folder, options),
             license_file=options.license_file,
@@ -45,10 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="folder of the saved model and processor")
     parser.add_argument("--repo", required=True, metavar="USER/NAME", help="where to publish it")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--private", action="store_true", help="make a new repository private; refuse a public one")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to, made if missing (default: main)")
     parser.add_argument("--dry-run", action="store_true", help="check, and show every file and the card; send nothing")
-    parser.add_argument("--force", action="store_true", help="publish although the weights look broken or untrained")
+    parser.add_argument("--force", action="store_true", help="publish although weights look untrained or text private")
     parser.add_argument("--commit-message", default="Upload process reward model", help="default: %(default)s")
     card = parser.add_argument_group("the card", f"What is given here wins over DIR/{CARD_DATA_FILE}.")
     card.add_argument("--card-data", metavar="FILE", help=f"data of the card as JSON (default: DIR/{CARD_DATA_FILE})")
@@ -60,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     card.add_argument("--license-file", metavar="FILE", help="its text, published as LICENSE")
     card.add_argument("--languages", nargs="+", metavar="CODE", help="such as en")
     return parser
+
+
+def _load(folder: Path) -> tuple[PRMForStepScoring, PRMProcessor]:
+    try:
+        return PRMForStepScoring.from_pretrained(folder, dtype="auto"), PRMProcessor.from_pretrained(folder)
+    except Exception as error:  # what a damaged file raises depends on who reads it
+        raise CheckpointError(f"{folder} does not load: {error}") from error
 
 
 def _card(folder: Path, options: argparse.Namespace) -> CardData:

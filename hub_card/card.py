@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import numbers
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,6 +57,9 @@ class EvaluationResult:
         dataset_id: its Hub id, where it has one.
         split: which part of it.
         note: how it was measured, in a sentence.
+
+    Raises:
+        TypeError: a value of `metrics` is no number.
     """
 
     dataset: str
@@ -63,6 +67,11 @@ class EvaluationResult:
     dataset_id: str | None = None
     split: str | None = None
     note: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in self.metrics.items():
+            if not isinstance(value, numbers.Real):
+                raise TypeError(f"the metric {name} of {self.dataset} must be a number, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +99,9 @@ class CardData:
         limits: what to know before using it, beside what the card says of every PRM.
         citation: BibTeX.
         example_problem, example_steps: shown in the quick start and, written out, in the prompt layout.
+
+    Raises:
+        TypeError: one text is given where several are needed, or something else where text is needed.
     """
 
     title: str | None = None
@@ -103,8 +115,19 @@ class CardData:
     pictures: tuple[Picture, ...] = ()
     limits: tuple[str, ...] = ()
     citation: str | None = None
-    example_problem: str = "Start with 4, add 3 and subtract 5. What is the result?"
-    example_steps: tuple[str, ...] = ("4 + 3 = 7.", "7 - 5 = 2.", "The answer is 2.")
+    example_problem: str = "Start with 4, add 3, subtract 2 and add 1. What is the result?"
+    example_steps: tuple[str, ...] = ("4 + 3 = 7.", "7 - 2 = 5.", "5 + 1 = 6.", "The answer is 6.")
+
+    def __post_init__(self) -> None:
+        for name in ("title", "description", "base_model", "license", "citation", "example_problem"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (name in ("description", "example_problem") or value is not None):
+                raise TypeError(f"{name} must be text, got {value!r}")
+        for name in ("datasets", "languages", "limits", "example_steps"):
+            values = getattr(self, name)
+            # A text is a sequence too, of letters.
+            if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+                raise TypeError(f"{name} must be a tuple of texts, got {values!r}")
 
     def to_json(self) -> str:
         """As the file `card_data.json` holds it."""
@@ -122,7 +145,7 @@ class CardData:
             data["results"] = tuple(EvaluationResult(**result) for result in data.get("results", ()))
             data["pictures"] = tuple(Picture(**picture) for picture in data.get("pictures", ()))
             for name in ("datasets", "languages", "limits", "example_steps"):
-                if name in data:
+                if isinstance(data.get(name), list):
                     data[name] = tuple(data[name])
             return cls(**data)
         except (TypeError, AttributeError, ValueError) as error:
@@ -137,7 +160,8 @@ def render_card(
     repo_id: str,
     code: Mapping[str, str],
     pictures: Mapping[str, str],
-    revision: str | None = None,
+    branch: str = "main",
+    commit: str | None = None,
 ) -> str:
     """The text of a model card.
 
@@ -147,20 +171,22 @@ def render_card(
         repo_id: where it goes.
         code: the SHA-256 of each code file.
         pictures: the path in the repository of each picture, with its caption.
-        revision: the commit that holds the model, where it is known.
+        branch: where in the repository it goes.
+        commit: the commit that holds the model, where it is known.
     """
     config = model.config
     example = processor(data.example_problem, list(data.example_steps))
     card = ModelCard.from_template(
         _metadata(data, repo_id),
         template_path=str(_TEMPLATE),
-        title=escape(data.title or repo_id.partition("/")[2]),
+        title=cell(data.title or repo_id.partition("/")[2]),
         repo_id=repo_id,
-        revision=revision,
+        revision=python_literal(commit or branch),
+        commit=commit,
         description=escape(data.description),
         base_model=code_span(data.base_model) if data.base_model else None,
         datasets=[code_span(name) for name in data.datasets],
-        license=escape(data.license) if data.license else None,
+        license=cell(data.license) if data.license else None,
         example_problem=python_literal(data.example_problem),
         example_steps=python_literal(list(data.example_steps)),
         example_text=fenced(_decode(processor, example["input_ids"][0])),
@@ -179,8 +205,8 @@ def render_card(
         is_bidirectional=is_bidirectional(config.text_config),
         training=[(cell(name), cell(value)) for name, value in data.training.items()],
         results=[_result_table(result) for result in data.results],
-        pictures=[(path, escape(caption)) for path, caption in pictures.items()],
-        limits=[escape(limit) for limit in data.limits],
+        pictures=[(path, cell(caption)) for path, caption in pictures.items()],
+        limits=[cell(limit) for limit in data.limits],
         code=dict(code),
         citation=fenced(data.citation, "bibtex") if data.citation else None,
         versions={"transformers": transformers.__version__, "torch": torch.__version__.partition("+")[0]},
@@ -223,7 +249,7 @@ def _metadata(data: CardData, repo_id: str) -> ModelCardData:
 def _result_table(result: EvaluationResult) -> dict[str, Any]:
     rows = [(cell(_METRIC_NAMES.get(name, name)), _number(value)) for name, value in result.metrics.items()]
     where = f"{result.dataset}, {result.split}" if result.split else result.dataset
-    return {"dataset": escape(where), "note": escape(result.note), "rows": rows}
+    return {"dataset": cell(where), "note": escape(result.note), "rows": rows}
 
 
 def _number(value: float) -> str:
@@ -237,7 +263,7 @@ def _decode(processor: Any, ids: list[int]) -> str:
 
 def escape(text: str) -> str:
     """Text of others as plain Markdown: no tag, picture, table, heading, list or code comes out of it."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = "\n".join(text.splitlines()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*_{}\[\]|#!~$])", r"\\\1", text)
     text = re.sub(r"(?m)^[^\S\n]+", "", text)
     # At the start of a line, these make lists and rules.
@@ -246,13 +272,17 @@ def escape(text: str) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value as a cell of a Markdown table."""
+    """A value as one line of plain Markdown, as a cell of a table needs it."""
     return escape(" ".join(str(value).split()))
 
 
 def code_span(text: str) -> str:
     """Text as inline code in a cell of a table, whatever it holds."""
-    text = (" ".join(text.splitlines()) or " ").replace("|", "\\|")
+    text = " ".join(text.splitlines()) or " "
+    if "\\|" in text:
+        # Readers of Markdown disagree on which sign this escapes in a table.
+        return "<code>" + re.sub(r"[^A-Za-z0-9 ]", lambda sign: f"&#{ord(sign[0])};", text) + "</code>"
+    text = text.replace("|", "\\|")
     fence = "`" * (max(map(len, re.findall(r"`+", text)), default=0) + 1)
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{pad}{text}{pad}{fence}"

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import modeling_prm
 
-from .errors import one_line_errors
+from .errors import one_line_errors, without_token
 
 # Release: the SHA-256 of each of its code files.
 _TABLE = Path(__file__).with_name("released_code.json")
 # Reading these runs code of their author's choice.
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+# Files that loading reads references to code from; `configuration_files` of a config names versions of it.
+_CONFIG = re.compile(r"[^/]*config(\.[^/]*)?\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class CodeCheck:
     """What `verify` found.
 
     Args:
-        source: the repository or folder.
+        source: the folder, or the repository at the commit that was looked at.
         release: the release of this package whose code it holds, None where it holds other code.
         files: the SHA-256 of each code file found.
         problems: what speaks against it, one sentence each.
@@ -53,7 +56,8 @@ class CodeCheck:
     def __str__(self) -> str:
         if self.ok:
             return f"{self.source}: the code is that of modeling-prm {self.release}"
-        return "\n".join([f"{self.source}: not the code of a release", *(f"  {problem}" for problem in self.problems)])
+        code = f"the code is that of modeling-prm {self.release}, but" if self.release else "not the code of a release"
+        return "\n".join([f"{self.source}: {code}", *(f"  {problem}" for problem in self.problems)])
 
 
 def verify(
@@ -62,29 +66,32 @@ def verify(
     """Compare the code of a repository with every release of this package, without running any of it.
 
     Beside the code files it looks at what loading would run in their place: references of a config to the
-    code of another repository, and pickled files.
+    code of another repository, adapters, which name the model to load, and pickled files.
 
     Args:
         source: a Hub id, or a folder.
-        revision: branch, tag or commit; give a commit hash, since the others move.
+        revision: branch, tag or commit; what is found holds for the commit that this is now.
         token: for a private repository, as `huggingface_hub` takes it.
 
     Raises:
         OSError: the repository cannot be read.
     """
-    names, read = _open(source, revision, token)
+    label, names, read = _open(source, revision, token)
     code = {name: read(name) for name in names if name.endswith(".py")}
     files = {name: hashlib.sha256(text).hexdigest() for name, text in sorted(code.items())}
     table = released_code()
     release = next((version for version, known in table.items() if known == files), None)
     problems = [] if release else _differences(files, table)
     problems += [
-        f"{name} is a pickled file, which can run any code when it is read" for name in names if name.endswith(_PICKLES)
+        f"{name} is a pickled file, which can run any code when it is read"
+        for name in names
+        if name.lower().endswith(PICKLES)
     ]
+    if "adapter_config.json" in names:
+        problems.append("adapter_config.json makes loading take another model, with that one's code")
     for name in names:
-        if "/" not in name and name.endswith("config.json"):
+        if _CONFIG.fullmatch(name):
             problems += _foreign_references(name, json.loads(read(name)), files)
-    label = f"{source}@{revision}" if revision else str(source)
     return CodeCheck(source=label, release=release, files=files, problems=tuple(problems))
 
 
@@ -123,15 +130,26 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _open(source: str | os.PathLike[str], revision: str | None, token: str | bool | None) -> tuple[list[str], Any]:
-    """The names of a checkpoint's files, and a function that reads one of them."""
+def _open(source: str | os.PathLike[str], revision: str | None, token: str | bool | None) -> tuple[str, list[str], Any]:
+    """What it is that is looked at, the names of its files, and a function that reads one of them."""
     folder = Path(source)
     if folder.is_dir():
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        return [path.relative_to(folder).as_posix() for path in paths], lambda name: (folder / name).read_bytes()
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        return str(source), names, lambda name: (folder / name).read_bytes()
     repo_id = str(source)
-    names = sorted(HfApi().list_repo_files(repo_id, revision=revision, token=token))
-    return names, lambda name: Path(hf_hub_download(repo_id, name, revision=revision, token=token)).read_bytes()
+    try:
+        info = HfApi().model_info(repo_id, revision=revision, token=token)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # what a lost connection raises depends on huggingface_hub's version
+        raise OSError(f"cannot read {repo_id} from the Hub: {without_token(str(error), token)}") from None
+    names = sorted(sibling.rfilename for sibling in info.siblings or ())
+
+    def read(name: str) -> bytes:
+        return Path(hf_hub_download(repo_id, name, revision=info.sha, token=token)).read_bytes()
+
+    return f"{repo_id}@{info.sha}", names, read
 
 
 def _differences(files: dict[str, str], table: dict[str, dict[str, str]]) -> list[str]:

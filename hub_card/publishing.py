@@ -10,31 +10,39 @@ import copy
 import dataclasses
 import json
 import logging
+import math
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import validate_repo_id
 
 from modeling_prm.scoring import check_processor
 
 from .card import CardData, render_card
 from .checks import check_clean_load, check_nothing_private, check_weights
-from .code_files import sha256
+from .code_files import PICKLES, sha256
 from .errors import without_token
 
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "evaluation_results.json"
-_REPO_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
-# What an earlier push may have left, and this one does not bring: weights in other shards, older code.
-_STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "*.bin", "*.pt", "*.pth", "pictures/*"]
+# What an earlier push may have left and this one does not bring: weights in other shards or of adapters, which
+# loading would follow to another model, older code and tokenizers, and what Trainer's own pushes send along.
+_STALE = (
+    *("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "*.py", "pictures/*", "LICENSE"),
+    *("config.*.json", "generation_config.json", "preprocessor_config.json", "chat_template.*", "tokenizer.*"),
+    *("vocab.*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "trainer_state.json", "*tfevents*"),
+    *(RESULTS_FILE, *(f"*{suffix}" for suffix in PICKLES)),
+)
 _LICENSE = Path(__file__).with_name("apache-2.0.txt")
 
 
@@ -76,7 +84,8 @@ def publish(
     Before anything is sent, the saved files are loaded in a clean process with this package hidden, and
     their logits on a probe compared with those in memory. The push is one commit, so a failed one leaves the
     repository as it was; a second commit adds to the card the hash of the first, which is the one to pin.
-    Nothing else is sent: no optimizer state, training arguments, token or local path.
+    Nothing else is sent: no optimizer state, training arguments, token or local path; and what an earlier
+    push left of weights, code and the like, the commit takes away.
 
     Args:
         model: a `PRMForStepScoring`, also wrapped in PEFT adapters, which are merged into a copy.
@@ -84,11 +93,12 @@ def publish(
         repo_id: `user/name`.
         card: what the author knows; the rest is read from the model.
         license_file: the text of the weights' licence, as LICENSE. For `license="apache-2.0"` it is at hand.
-        private: whether to make a new repository private; by default as the account is set.
+        private: whether to make a new repository private; by default as the account is set. With True, one that
+            is there and public is refused.
         revision: the branch to push to, made where it is missing; by default `main`.
         token: as `huggingface_hub` takes it.
         commit_message: of the commit.
-        force: publish weights that `check_weights` refuses.
+        force: publish weights that `check_weights` refuses, and words that look like a path or this machine's name.
         dry_run: do everything but push.
 
     Raises:
@@ -97,16 +107,19 @@ def publish(
             its weights are not finite or not trained.
         OSError: the Hub refused, or cannot be reached; the message says what to do.
     """
-    if not _REPO_ID.fullmatch(repo_id):
+    if repo_id.count("/") != 1:
         raise ValueError(f"the repository must be given as user/name, got {repo_id!r}")
+    validate_repo_id(repo_id)
     model = plain_model(model)
     check_processor(model, processor)
     if not force:
         check_weights(model)
     with tempfile.TemporaryDirectory(prefix="modeling-prm-") as temporary:
         folder = Path(temporary)
-        render = write_repository(model, processor, folder, card=card, repo_id=repo_id, license_file=license_file)
-        check_nothing_private(folder, token=token)
+        render = write_repository(
+            model, processor, folder, card=card, repo_id=repo_id, branch=revision or "main", license_file=license_file
+        )
+        check_nothing_private(folder, token=token, only_token=force)
         difference = check_clean_load(model, processor, folder)
         logger.info("the saved model loads in a clean process; its logits differ from memory by %.1g", difference)
         files = {
@@ -122,6 +135,7 @@ def publish(
             commit = _push(api, repo_id, folder, private=private, revision=revision, message=commit_message)
             text = render(commit)
             _push_card(api, repo_id, text, revision=revision, commit=commit)
+    files["README.md"] = len(text.encode())
     return dataclasses.replace(publication, card=text, commit=commit, url=f"{api.endpoint}/{repo_id}/tree/{commit}")
 
 
@@ -132,6 +146,11 @@ def plain_model(model: Any) -> Any:
         TypeError: there is no PRM inside.
     """
     model = getattr(model, "_orig_mod", model)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise TypeError(
+            "adapters of model.add_adapter(...) cannot be merged here; put them in with "
+            "peft.get_peft_model(model, ...) instead"
+        )
     if hasattr(model, "merge_and_unload"):
         model = copy.deepcopy(model).merge_and_unload()
     if not hasattr(model, "value_head"):
@@ -146,6 +165,7 @@ def write_repository(
     *,
     card: CardData | None = None,
     repo_id: str,
+    branch: str = "main",
     license_file: str | Path | None = None,
 ) -> Callable[[str | None], str]:
     """Write the files of a repository into an empty folder.
@@ -169,16 +189,23 @@ def write_repository(
         shutil.copyfile(source, folder / name)
         pictures[name] = picture.caption
     if card.results:
-        results = [dataclasses.asdict(result) for result in card.results]
+        results = [vars(result) | {"metrics": _json_numbers(result.metrics)} for result in card.results]
         (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     _write_license(folder, card.license, license_file)
     code = {path.name: sha256(path) for path in sorted(folder.glob("*.py"))}
 
     def render(commit: str | None) -> str:
-        return render_card(card, model, processor, repo_id=repo_id, code=code, pictures=pictures, revision=commit)
+        return render_card(
+            card, model, processor, repo_id=repo_id, code=code, pictures=pictures, branch=branch, commit=commit
+        )
 
     (folder / "README.md").write_text(render(None), encoding="utf-8")
     return render
+
+
+def _json_numbers(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics as JSON has them, which knows no NaN."""
+    return {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _write_license(folder: Path, name: str | None, file: str | Path | None) -> None:
@@ -193,15 +220,26 @@ def _push(api: HfApi, repo_id: str, folder: Path, *, private: bool | None, revis
     api.create_repo(repo_id, private=private, exist_ok=True)
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    # A push of another in between is refused, so that files of both are never mixed.
-    parent = api.repo_info(repo_id, revision=revision).sha
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
+    before = api.model_info(repo_id, revision=revision)
+    if private and not before.private:
+        raise ValueError(
+            f"{repo_id} is public, and private=True makes only a new repository private; change it in its settings, or "
+            "publish to another one"
+        )
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    there = {sibling.rfilename for sibling in before.siblings or ()}
+    stale = sorted(name for name in there - files.keys() if any(fnmatch(name, pattern) for pattern in _STALE))
+    # Not `upload_folder`, which may send a folder in several commits. A push of another since `before` is refused,
+    # so that files of both are never mixed.
+    commit = api.create_commit(
+        repo_id,
+        [
+            *(CommitOperationDelete(path_in_repo=name) for name in stale),
+            *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
+        ],
         commit_message=message,
         revision=revision,
-        parent_commit=parent,
-        delete_patterns=_STALE,
+        parent_commit=before.sha,
     )
     return str(commit.oid)
 
@@ -219,9 +257,14 @@ def _push_card(api: HfApi, repo_id: str, text: str, *, revision: str | None, com
 
 @contextmanager
 def _explained(repo_id: str, token: str | bool | None) -> Iterator[None]:
-    """Say what to do about an error of the Hub, without the token; nothing of it was half done there."""
+    """Say what to do about an error of the Hub, without the token; nothing of it was half done there.
+
+    What the connection raises is of the client's HTTP library, which is another one in each of its versions.
+    """
     try:
         yield
+    except (ValueError, TypeError):
+        raise
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         advice = {
@@ -231,7 +274,7 @@ def _explained(repo_id: str, token: str | bool | None) -> Iterator[None]:
             412: "somebody else pushed there meanwhile; look at their commit, then publish again",
         }.get(status or 0, "the repository is at its last good commit; publish again")
         raise OSError(f"the Hub refused {repo_id} ({status}): {advice}; it said: {_said(error, token)}") from None
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
         raise OSError(
             f"the push to {repo_id} broke off; the repository is at its last good commit and nothing here was lost: "
             f"publish again. It was: {_said(error, token)}"
