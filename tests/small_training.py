@@ -59,6 +59,8 @@ def make_dataset(labels: list[list[float]] | None = None) -> datasets.Dataset:
 def make_arguments(output_dir: Any, **options: Any) -> PRMTrainingArguments:
     """Quiet options; `sgd=True` takes one plain step of gradient descent at a learning rate of 1."""
     defaults: dict[str, Any] = {"use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
+    # The rows have soft labels, and what is worked out by hand takes them as they are.
+    defaults |= {"soft_labels": "keep"}
     if options.pop("sgd", False):
         defaults |= {"optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0, "max_steps": 1, "logging_steps": 1}
         defaults |= {"lr_scheduler_type": "constant"}

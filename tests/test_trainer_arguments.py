@@ -40,6 +40,19 @@ TRAINING_OPTIONS = {
     "truncation": "drop",
     "overlong_problems": "error",
     "error_threshold": 0.5,
+    "soft_labels": "harden",
+    "label_threshold": 0.5,
+    "after_first_error": "keep",
+    "train_on_last_step_only": False,
+    "pos_weight": 1.0,
+    "label_smoothing": 0.0,
+    "step_weighting": "uniform",
+    "loss_normalization": "step",
+    "ranking_loss": "none",
+    "ranking_weight": 1.0,
+    "ranking_margin": 4.0,
+    "bce_weight": 1.0,
+    "disable_dropout": False,
 }
 
 
@@ -74,7 +87,10 @@ def test_names_are_in_one_dataclass_only_and_explained() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor=0.1 smooths the targets of a softmax.*soft labels"),
+        (
+            {"label_smoothing_factor": 0.1},
+            r"label_smoothing_factor=0.1 smooths the targets of a softmax.*give label_smoothing",
+        ),
         ({"average_tokens_across_devices": False}, "the number of processes; leave it at True"),
         ({"truncation": "cut"}, r"truncation must be one of \('drop', 'error'\), got 'cut'"),
         ({"overlong_problems": "drop"}, r"overlong_problems must be one of \('error', 'skip'\), got 'drop'"),

@@ -75,7 +75,7 @@ def test_sets_by_name_have_metrics_of_their_own(prm_folder: Folder, tmp_path: Pa
         assert metrics[f"eval_{name}_brier"] == pytest.approx(step_metrics(probs, labels)["brier"], abs=1e-6)
     assert set(trainer.reports) == {"train", "math", "code"}
     assert trainer.reports["math"] == PreparationReport(
-        records=3, kept_records=3, steps=12, kept_steps=12, labelled_steps=9
+        records=3, kept_records=3, steps=12, kept_steps=12, labelled_steps=9, soft_labels=1
     )
 
 

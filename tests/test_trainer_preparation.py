@@ -50,7 +50,9 @@ def test_each_record_becomes_ids_positions_and_labels(processor: PRMProcessor) -
         assert [record["input_ids"][end - 1] for end in ends] == [processor.separator_token_id] * len(ends)
         assert record["labels"] == row["labels"]
     # 1 + 4 + 2 steps, one of them with the label -100.
-    assert report == PreparationReport(records=3, kept_records=3, steps=7, kept_steps=7, labelled_steps=6)
+    assert report == PreparationReport(
+        records=3, kept_records=3, steps=7, kept_steps=7, labelled_steps=6, soft_labels=1
+    )
 
 
 @pytest.mark.parametrize("kept", [1, 2, 3])
@@ -61,10 +63,11 @@ def test_truncation_drops_whole_steps_with_their_labels(processor: PRMProcessor,
         tokenized, report = tokenize_dataset(datasets.Dataset.from_list(ROWS[:2]), processor)
         assert tokenized[1]["step_positions"] == [end - 1 for end in ends[:kept]]
         assert len(tokenized[1]["input_ids"]) == ends[kept - 1]
-        assert tokenized[1]["labels"] == ROWS[1]["labels"][:kept]
+        # The labels of the steps that did not fit stay behind those that did.
+        assert tokenized[1]["labels"] == ROWS[1]["labels"]
         labelled = 1 + {1: 1, 2: 1, 3: 2}[kept]
         assert report == PreparationReport(
-            records=2, kept_records=2, steps=5, kept_steps=1 + kept, labelled_steps=labelled
+            records=2, kept_records=2, steps=5, kept_steps=1 + kept, labelled_steps=labelled, soft_labels=kept // 3
         )
     # A step that would fit again after one that does not is left out too, so that none is scored without its past.
     assert len(ROWS[1]["steps"][3]) < len(ROWS[1]["steps"][2])

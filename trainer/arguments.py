@@ -10,6 +10,9 @@ from transformers.trainer_utils import HubStrategy
 
 from modeling_prm import PRMConfig
 
+from .labels import LabelRules
+from .losses import StepLoss
+
 
 @dataclass
 class ModelArguments:
@@ -89,6 +92,11 @@ class PRMTrainingArguments(TrainingArguments):
         overlong_problems: what happens to a record whose problem leaves room for no step: `"error"` stops
             and names it, `"skip"` leaves it out. Either way what was left out is counted and logged.
         error_threshold: probability under which a step counts as wrong in the metrics, in [0, 1].
+        soft_labels, label_threshold, after_first_error: as in `trainer.labels.LabelRules`.
+        train_on_last_step_only: train on the last step of each solution alone, as an outcome reward model.
+        pos_weight, label_smoothing, step_weighting, bce_weight, ranking_weight: as in `trainer.losses.StepLoss`.
+        loss_normalization, ranking_loss, ranking_margin: its `normalization`, `ranking` and `margin`.
+        disable_dropout: set every dropout of backbone and head to 0.
 
     Raises:
         ValueError: an option has a value outside those allowed; or `label_smoothing_factor` is set, which
@@ -120,11 +128,38 @@ class PRMTrainingArguments(TrainingArguments):
         default=0.5, metadata={"help": "Probability under which a step counts as wrong in the metrics."}
     )
 
+    soft_labels: Literal["harden", "keep"] = field(
+        default="harden", metadata={"help": "Labels between 0 and 1: 'harden' at --label-threshold, or 'keep'."}
+    )
+    label_threshold: float = field(default=0.5, metadata={"help": "A hardened label is correct from here on."})
+    after_first_error: Literal["keep", "mask"] = field(
+        default="keep", metadata={"help": "Train on the steps after a solution's first error, or 'mask' them."}
+    )
+    train_on_last_step_only: bool = field(
+        default=False, metadata={"help": "Train on each solution's last step alone: an outcome reward model."}
+    )
+    pos_weight: float = field(default=1.0, metadata={"help": "Factor on the loss of correct steps."})
+    label_smoothing: float = field(default=0.0, metadata={"help": "Move labels so far towards the middle, in [0, 1)."})
+    step_weighting: Literal["uniform", "linear"] = field(
+        default="uniform", metadata={"help": "'linear' lets later steps weigh more."}
+    )
+    loss_normalization: Literal["step", "solution"] = field(
+        default="step", metadata={"help": "Mean over all steps, or over solutions of each one's mean."}
+    )
+    ranking_loss: Literal["none", "pairwise", "pqm"] = field(
+        default="none",
+        metadata={"help": "A loss that compares correct and wrong steps, beside the other."},
+    )
+    ranking_weight: float = field(default=1.0, metadata={"help": "Factor on the ranking loss."})
+    ranking_margin: float = field(default=4.0, metadata={"help": "Margin of the ranking loss 'pqm'."})
+    bce_weight: float = field(default=1.0, metadata={"help": "Factor on the cross-entropy; 0 trains on ranking alone."})
+    disable_dropout: bool = field(default=False, metadata={"help": "Set every dropout to 0."})
+
     def __post_init__(self) -> None:
         if self.label_smoothing_factor != 0:
             raise ValueError(
                 f"label_smoothing_factor={self.label_smoothing_factor} smooths the targets of a softmax, which a PRM "
-                "with one logit a step does not have; leave it at 0 and give soft labels in the data instead"
+                "with one logit a step does not have; leave it at 0 and give label_smoothing"
             )
         if getattr(self, "greater_is_better", None) is None and (self.metric_for_best_model or "").endswith("brier"):
             self.greater_is_better = False
@@ -140,9 +175,35 @@ class PRMTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if not 0.0 <= self.error_threshold <= 1.0:
             raise ValueError(f"error_threshold must be in [0, 1], got {self.error_threshold}")
+        self.step_loss()
+        self.label_rules()
         super().__post_init__()
         if self.push_to_hub and self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(
                 f"hub_strategy={self.hub_strategy.value!r} would push optimizer states; choose 'end' or 'every_save', "
                 "which push the model"
             )
+
+    def step_loss(self, num_labels: int = 1) -> StepLoss:
+        """The loss that these options describe, for a model of so many logits a step."""
+        return StepLoss(
+            num_labels=num_labels,
+            pos_weight=self.pos_weight,
+            label_smoothing=self.label_smoothing,
+            step_weighting=self.step_weighting,
+            normalization=self.loss_normalization,
+            ranking=self.ranking_loss,
+            ranking_weight=self.ranking_weight,
+            bce_weight=self.bce_weight,
+            margin=self.ranking_margin,
+        )
+
+    def label_rules(self, class_weights: list[float] | None = None) -> LabelRules:
+        """What these options do to the labels of a solution."""
+        return LabelRules(
+            soft_labels=self.soft_labels,
+            label_threshold=self.label_threshold,
+            after_first_error=self.after_first_error,
+            last_step_only=self.train_on_last_step_only,
+            class_weights=None if class_weights is None else tuple(class_weights),
+        )

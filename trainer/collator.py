@@ -12,6 +12,8 @@ from modeling_prm import PRMProcessor
 from modeling_prm.processing_prm import EncodedSolution
 from modeling_prm.step_loss import IGNORED_LABEL
 
+from .labels import LabelFunction
+
 
 @dataclass(frozen=True)
 class PRMDataCollator:
@@ -20,9 +22,14 @@ class PRMDataCollator:
     Called with rows of `input_ids`, `step_positions` and `labels` (see `tokenize_dataset`), it returns
     `input_ids` and `attention_mask` (B, L) int64, `step_positions` (B, S) int64 padded with -1 and
     `labels` (B, S) float32 padded with -100.
+
+    Args:
+        processor: the model's processor.
+        label_rules: from the labels of a whole solution to those that count; as they are by default.
     """
 
     processor: PRMProcessor
+    label_rules: LabelFunction | None = None
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         encoded = [
@@ -30,6 +37,9 @@ class PRMDataCollator:
         ]
         batch = dict(self.processor.pad(encoded, return_tensors="pt"))
         labels = torch.full(batch["step_positions"].shape, IGNORED_LABEL)
-        for index, row in enumerate(features):
-            labels[index, : len(row["labels"])] = torch.tensor(row["labels"], dtype=torch.float32)
+        for index, (row, item) in enumerate(zip(features, encoded, strict=True)):
+            row_labels = row["labels"] if self.label_rules is None else self.label_rules(row["labels"])
+            # The labels of steps that did not fit come last.
+            kept = torch.tensor(row_labels[: item.num_steps], dtype=torch.float32)
+            labels[index, : len(kept)] = kept
         return {**batch, "labels": labels}

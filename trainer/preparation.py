@@ -21,13 +21,14 @@ TOKEN_COLUMNS = ("input_ids", "step_positions", "labels")
 
 @dataclass(frozen=True, kw_only=True)
 class PreparationReport:
-    """What tokenizing a dataset kept: counts of records, of steps and of steps with a label."""
+    """What tokenizing a dataset kept: counts of records, of steps, of steps with a label, and of soft labels."""
 
     records: int
     kept_records: int
     steps: int
     kept_steps: int
     labelled_steps: int
+    soft_labels: int = 0
 
     def __str__(self) -> str:
         text = f"kept {self.kept_records} of {self.records} records and {self.kept_steps} of {self.steps} steps"
@@ -52,7 +53,8 @@ def tokenize_dataset(
         num_labels: the model's; with K classes, labels are class indices.
 
     Returns:
-        A dataset of `input_ids` (L ids), `step_positions` (S) and `labels` (S floats) a record, and the counts.
+        A dataset of `input_ids` (L ids), `step_positions` (S) and `labels` (floats) a record, and the counts. Labels
+        are those of all its steps, so that the first S belong to the steps that fit.
 
     Raises:
         ValueError: the dataset is empty or lacks columns, a record is not valid or does not fit, or no step
@@ -81,13 +83,16 @@ def tokenize_dataset(
         desc="Tokenizing",
     )
     tokenized = _without_overlong(tokenized, processor, overlong_problems)
-    labels = tokenized["labels"]
+    kept = [
+        row[: len(positions)] for row, positions in zip(tokenized["labels"], tokenized["step_positions"], strict=True)
+    ]
     report = PreparationReport(
         records=len(dataset),
         kept_records=len(tokenized),
         steps=sum(map(len, dataset["steps"])),
         kept_steps=sum(map(len, tokenized["step_positions"])),
-        labelled_steps=sum(label != IGNORED_LABEL for row in labels for label in row),
+        labelled_steps=sum(label != IGNORED_LABEL for row in kept for label in row),
+        soft_labels=sum(0 < label < 1 for row in kept for label in row),
     )
     if report.labelled_steps == 0:
         raise ValueError(f"no step has a label ({report}), so there is nothing to learn or to measure")
@@ -126,7 +131,7 @@ def _tokenize_batch(
     return {
         "input_ids": [item.input_ids for item in encoded],
         "step_positions": [item.step_positions for item in encoded],
-        "labels": [row[: len(item.step_positions)] for item, row in zip(encoded, batch["labels"], strict=True)],
+        "labels": batch["labels"],
     }
 
 

@@ -13,14 +13,17 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallba
 from transformers.trainer_utils import HubStrategy
 
 from hub_card.card import CardData
-from hub_card.errors import CheckpointError
+from hub_card.errors import without_token
 from hub_card.publishing import Publication
 from modeling_prm import PRMProcessor
 from modeling_prm.scoring import check_processor
-from modeling_prm.step_loss import IGNORED_LABEL, step_loss
+from modeling_prm.step_loss import IGNORED_LABEL
+from modeling_prm.step_loss import step_loss as masked_step_loss
 
 from .arguments import PRMTrainingArguments
 from .collator import PRMDataCollator
+from .labels import LabelRules
+from .losses import StepLoss
 from .metrics import bce_from_logits, import_sklearn_metrics, step_metrics
 from .preparation import TOKEN_COLUMNS, PreparationReport, tokenize_dataset
 from .publishing import model_metrics, publish_folder
@@ -29,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 class PRMTrainer(Trainer):
-    """Trains a `PRMForStepScoring` with the masked binary cross-entropy of all labelled steps.
+    """Trains a `PRMForStepScoring` with the masked binary cross-entropy of all labelled steps, or as `args` say.
 
-    The loss of an optimizer step is the sum over its labelled steps divided by their number, whatever
-    the micro-batch size, gradient accumulation, padding or number of processes. Datasets of records are
+    Each term of the loss is divided by its own count over the whole optimizer step, whatever the micro-batch
+    size, gradient accumulation, padding or number of processes. Datasets of records are
     tokenized once, at the start; evaluation reports the metrics of `trainer.metrics.step_metrics` and a
     loss over all labelled steps of the set.
 
@@ -45,11 +48,14 @@ class PRMTrainer(Trainer):
         data_collator, callbacks, optimizers: as in `Trainer`, in place of ours.
         compute_metrics: as in `Trainer`, in place of ours; the evaluation loss is then Trainer's mean over
             batches. Predictions are logits (N, S) or (N, S, K), and step probabilities (N, S).
+        step_loss: the training loss, in place of the one that `args` describes.
         card: what the model card of pushes says beside what is known here: hyperparameters, evaluations and
             the backbone.
 
     Attributes:
-        evaluations: the metrics of the last evaluation of each set, by name as in `reports`.
+        evaluations: the metrics of the last evaluation of each set, by name as in `reports`; once the best
+            model is loaded at the end, those of that model.
+        evaluation_steps: the optimizer step of each of them.
         reports: a `PreparationReport` for each dataset that was tokenized here, by name (`"train"`,
             `"eval"` or the name of the evaluation set).
 
@@ -57,6 +63,8 @@ class PRMTrainer(Trainer):
         TypeError: an argument is of the wrong type.
         ValueError: model and processor do not belong together, or a dataset or an option cannot be used.
     """
+
+    data_collator: Any
 
     def __init__(
         self,
@@ -70,6 +78,7 @@ class PRMTrainer(Trainer):
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        step_loss: StepLoss | None = None,
         card: CardData | None = None,
     ) -> None:
         if not isinstance(args, PRMTrainingArguments):
@@ -89,14 +98,33 @@ class PRMTrainer(Trainer):
             )
         check_processor(model, processing_class)
         self._num_labels = model.config.num_labels
+        self.step_loss = step_loss or args.step_loss(self._num_labels)
+        rules = args.label_rules(model.config.class_weights)
+        if data_collator is not None and rules != LabelRules(class_weights=rules.class_weights):
+            raise ValueError(
+                "soft_labels, label_threshold, after_first_error and train_on_last_step_only work in our collator; "
+                "leave them at their defaults, or data_collator out"
+            )
+        self._eval_collator: Any = data_collator or PRMDataCollator(processing_class, rules.for_evaluation())
         self.reports: dict[str, PreparationReport] = {}
         self.evaluations: dict[str, dict[str, float]] = {}
+        self.evaluation_steps: dict[str, int] = {}
+        self._evaluations_at: dict[int, dict[str, dict[str, float]]] = {}
         self.card = card or CardData()
         self._error_threshold = args.error_threshold
+        if args.disable_dropout:
+            disable_dropout(model)
         if args.freeze_backbone:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_("value_head." in name)
         train_dataset = self._tokenized(train_dataset, "train", processing_class, args)
+        if "train" in self.reports and self.reports["train"].soft_labels and args.soft_labels == "harden":
+            logger.info(
+                "%d labels lie between 0 and 1 and count as correct from %g on; soft_labels='keep' trains on them as "
+                "they are",
+                self.reports["train"].soft_labels,
+                args.label_threshold,
+            )
         if isinstance(eval_dataset, Mapping):
             eval_dataset = {
                 name: self._tokenized(part, name, processing_class, args) for name, part in eval_dataset.items()
@@ -106,10 +134,11 @@ class PRMTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or PRMDataCollator(processing_class),
+            data_collator=data_collator or PRMDataCollator(processing_class, rules),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
+            compute_loss_func=self._compute_step_loss,
             compute_metrics=compute_metrics or self._compute_step_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -136,6 +165,18 @@ class PRMTrainer(Trainer):
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
         """As in `Trainer`, where records that only fill up an epoch's last batch have no labels."""
         return super().get_batch_samples(map(self._without_fillers, epoch_iterator), num_batches, device)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
+        """What each term of the loss is divided by, over all micro-batches and processes of an optimizer step."""
+        if not batch_samples or "labels" not in batch_samples[0]:
+            return None
+        counts = torch.stack([self.step_loss.counts(batch["labels"]) for batch in batch_samples]).sum(dim=0)
+        return self.accelerator.gather(counts.to(device).unsqueeze(0)).sum(dim=0)
+
+    def _compute_step_loss(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self.step_loss(outputs["logits"], labels, num_items_in_batch)
 
     def _without_fillers(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # To give every process a whole last batch, accelerate repeats records, which would count twice.
@@ -168,8 +209,18 @@ class PRMTrainer(Trainer):
         """As in `Trainer`; keeps the metrics for the model card."""
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         name = metric_key_prefix.removeprefix("eval_")
+        step = self.state.global_step
         self.evaluations[name] = model_metrics(output.metrics, metric_key_prefix)
+        self.evaluation_steps[name] = step
+        self._evaluations_at.setdefault(step, {})[name] = self.evaluations[name]
         return output
+
+    def _load_best_model(self) -> None:
+        """As in `Trainer`; the card then holds what was measured of this model."""
+        super()._load_best_model()
+        step = self.state.best_global_step
+        self.evaluations = dict(self._evaluations_at.get(step, {}))
+        self.evaluation_steps = dict.fromkeys(self.evaluations, step)
 
     def push_to_hub(
         self,
@@ -223,9 +274,10 @@ class PRMTrainer(Trainer):
                 revision=self.args.hub_revision,
                 private=self.args.hub_private_repo,
             )
-        except (OSError, CheckpointError) as error:
-            # Hours of training are worth more than this push.
-            logger.warning("the push at step %d failed, training goes on: %s", self.state.global_step, error)
+        except Exception as error:
+            # Hours of training are worth more than this push, whatever is wrong with it.
+            said = without_token(str(error), self.args.hub_token)
+            logger.warning("the push at step %d failed, training goes on: %s", self.state.global_step, said)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As in `Trainer`; takes records too."""
@@ -236,6 +288,15 @@ class PRMTrainer(Trainer):
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As in `Trainer`; takes records too."""
         return super().get_test_dataloader(self._tokenized(test_dataset, "test", self.processing_class, self.args))
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        # What training leaves out of the labels is measured all the same.
+        training_collator = self.data_collator
+        try:
+            self.data_collator = training_collator if is_training else self._eval_collator
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.data_collator = training_collator
 
     def _tokenized(
         self, dataset: Any, name: str, processor: PRMProcessor, args: PRMTrainingArguments
@@ -268,7 +329,17 @@ class PRMTrainer(Trainer):
         metrics = step_metrics(step_probs, targets, threshold=self._error_threshold)
         # Takes the place of Trainer's mean over batches, which depends on how they were cut.
         if logits.ndim == 3:
-            metrics["loss"] = step_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+            metrics["loss"] = masked_step_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()
         else:
             metrics["loss"] = bce_from_logits(logits, labels)
         return metrics
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout of a model to 0, those that its layers keep as numbers too."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "activation_dropout", "dropout", "layerdrop"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
