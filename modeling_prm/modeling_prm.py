@@ -322,7 +322,9 @@ class PRMForStepScoring(PreTrainedModel):
         else:
             logits = logits.masked_fill(~mask.unsqueeze(-1), 0.0)
             probs = logits.softmax(dim=-1).unbind(dim=-1)
-            step_probs = torch.stack([w * p for w, p in zip(self.config.class_weights, probs, strict=True)]).sum(dim=0)
+            weighted = [weight * prob for weight, prob in zip(self.config.class_weights, probs, strict=True)]
+            # Rounded, the classes that count as right can sum to a little more than 1.
+            step_probs = torch.stack(weighted).sum(dim=0).clamp(max=1.0)
         return logits, step_probs.masked_fill(~mask, 0.0), mask
 
 
