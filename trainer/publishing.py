@@ -26,7 +26,7 @@ def describe_training(trainer: Any) -> CardData:
         card,
         base_model=card.base_model or (base_model if is_hub_id(base_model) else None),
         training={**hyperparameters(trainer), **card.training},
-        results=(*card.results, *(_result(name, values) for name, values in trainer.evaluations.items())),
+        results=(*card.results, *_results(trainer)),
     )
 
 
@@ -50,17 +50,28 @@ def hyperparameters(trainer: Any) -> dict[str, str | int | float | bool]:
 
 def publish_folder(trainer: Any, folder: str, **options: Any) -> Publication:
     """Publish what a trainer saved in a folder; options are those of `publish`."""
-    # Read from the file: the model in training may be wrapped, sharded or on its way.
-    model = PRMForStepScoring.from_pretrained(folder, dtype="auto")
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not hasattr(model, "merge_and_unload"):
+        # Read from the file: the model in training may be sharded or on its way. Of adapters the file holds no more.
+        model = PRMForStepScoring.from_pretrained(folder, dtype="auto")
     processor = PRMProcessor.from_pretrained(folder)
     return publish(model, processor, trainer.hub_model_id, card=describe_training(trainer), **options)
 
 
-def _result(name: str, values: dict[str, float]) -> EvaluationResult:
-    return EvaluationResult(dataset="held-out problems" if name == "eval" else name, metrics=values)
+def _results(trainer: Any) -> list[EvaluationResult]:
+    return [
+        EvaluationResult(
+            dataset="held-out problems" if name == "eval" else name,
+            metrics=values,
+            note=f"Measured at optimizer step {trainer.evaluation_steps[name]}.",
+        )
+        for name, values in trainer.evaluations.items()
+        if values
+    ]
 
 
 def model_metrics(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
     """The numbers of an evaluation that say something about the model, without the prefix."""
     plain = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items() if name.startswith(f"{prefix}_")}
-    return {name: float(value) for name, value in plain.items() if name not in _TIMINGS}
+    numbers = {name: value for name, value in plain.items() if isinstance(value, (int, float))}
+    return {name: float(value) for name, value in numbers.items() if name not in _TIMINGS}
