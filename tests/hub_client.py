@@ -3,9 +3,9 @@
     hub, client = shared_client()
     client.run("result = publish(model(), processor, arguments['repo']).commit", repo="user/name")
 
-What is run sees `publish`, `CardData` and so on (`SETUP`), the PRM saved in `client.prm`, and `arguments`; what it calls
-`result` comes back. Names that it defines are there for the next run. Waiting between the retries of a request takes
-no time, and the check in a clean process, which takes seconds, is left out unless `clean_check()` wraps the call.
+What is run sees `publish`, `CardData` and so on (`SETUP`), the PRM saved in `client.prm`, and `arguments`; what it
+calls `result` comes back. Names that it defines are there for the next run. Waiting between the retries of a request
+takes no time, and the check in a clean process, which takes seconds, is left out unless `clean_check()` wraps the call.
 """
 
 from __future__ import annotations
