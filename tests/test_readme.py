@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 SHELL = [code for language, code in BLOCKS if language == "bash"]
+CANDIDATES, RECORD = [code for language, code in BLOCKS if language == "json"]
 HUB_BACKBONE = "Qwen/Qwen2.5-0.5B"
 
 
@@ -38,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(30)
     ]
     (folder / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "candidates.jsonl").write_text(CANDIDATES)
     model, processor = PRMForStepScoring.from_backbone(backbone)
     model.save_pretrained(folder / "outputs/demo/model")
     processor.save_pretrained(folder / "outputs/demo/model")
@@ -55,29 +57,59 @@ def localized(code: str) -> str:
     return code.replace(HUB_BACKBONE, "backbone")
 
 
-def test_python_blocks_run_in_their_order(folder: Path) -> None:
-    assert len(PYTHON) >= 4
-    outputs = [run([sys.executable, "-c", localized(code)], folder) for code in PYTHON]
-    # What the first block says it prints: three steps and two.
-    assert outputs[0].count("False") == 1
-    assert outputs[0].count("True") == 5
-    assert any("eval_error_f1" in output for output in outputs)
-    assert (folder / "outputs/copy/modeling_prm.py").exists()
+def command_of(module: str) -> list[str]:
+    """The words of the README's command that runs a module."""
+    (command,) = [code for code in SHELL if f"-m {module} " in code]
+    return shlex.split(localized(command).replace("\\\n", " "))
 
 
-def test_training_command_runs_and_writes_a_model(folder: Path) -> None:
-    (command,) = [code for code in SHELL if "trainer.train" in code]
-    words = shlex.split(localized(command).replace("outputs/my-prm", "outputs/command").replace("\\\n", " "))
+@pytest.fixture(scope="module")
+def outputs(folder: Path) -> list[str]:
+    """What the Python blocks print, run in their order."""
+    return [run([sys.executable, "-c", localized(code)], folder) for code in PYTHON]
+
+
+def test_python_blocks_run_in_their_order(folder: Path, outputs: list[str]) -> None:
+    printed = dict(zip(PYTHON, outputs, strict=True))
+
+    def output_of(text: str) -> str:
+        (found,) = [output for code, output in printed.items() if text in code]
+        return found
+
+    assert output_of("verifier.score_solution(").count("The answer is 7.") == 1
+    assert "'step_probs': [" in output_of("pipeline(")
+    # Two steps and one, as the comment beside it says.
+    assert output_of("output.step_mask").count("False") == 1
+    assert output_of("output.step_mask").count("True") == 3
+    assert output_of('aggregate([0.95, 0.90, 0.30, 0.85], "min")').endswith("0.3\n")
+    assert output_of("weighted_majority_vote(").strip() == "0 1 0"
+    assert "eval_error_f1" in output_of("trainer.evaluate()")
+    assert "'model.safetensors'" in output_of("publish(")
+    assert {"report.html", "steps.png", "ranked.png"} <= {path.name for path in folder.iterdir()}
+
+
+def test_training_command_runs_and_writes_a_model_that_the_publishing_command_takes(folder: Path) -> None:
+    words = command_of("trainer.train")
     assert words[:3] == ["accelerate", "launch", "-m"]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
     run([*launcher, "--max-steps", "2", "--use-cpu", "--report-to", "none"], folder)
-    model = PRMForStepScoring.from_pretrained(folder / "outputs/command")
+    model = PRMForStepScoring.from_pretrained(folder / "outputs/my-prm")
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert "model.safetensors" in run([sys.executable, *command_of("hub_card")[1:]], folder)
+
+
+def test_best_of_n_command_runs(folder: Path) -> None:
+    assert "oracle" in run([sys.executable, *command_of("trainer.best_of_n")[1:]], folder)
+    assert (folder / "outputs/best-of-n/curve.png").is_file()
+
+
+def test_space_command_runs(folder: Path) -> None:
+    run([sys.executable, *command_of("hub_card.space")[1:]], folder)
+    assert (folder / "outputs/space/app.py").is_file()
 
 
 def test_json_block_is_a_line_of_the_plain_format(tmp_path: Path) -> None:
-    (line,) = [code for language, code in BLOCKS if language == "json"]
-    (tmp_path / "steps.jsonl").write_text(line)
+    (tmp_path / "steps.jsonl").write_text(RECORD)
     assert load_step_dataset(tmp_path / "steps.jsonl")["labels"][:] == [[1.0, 0.0]]
 
 

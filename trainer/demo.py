@@ -18,7 +18,9 @@ import torch
 from transformers import set_seed
 
 from hub_card.clean_process import score_in_clean_process
-from modeling_prm import PRMForStepScoring
+from modeling_prm import PRMForStepScoring, PRMProcessor
+from modeling_prm.pictures import plot_ranked_solutions
+from modeling_prm.reports import write_html_report
 
 from .arguments import PRMTrainingArguments
 from .command_line import set_up_logging
@@ -57,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     show(f"Problem: {problem}")
     for name, solution, probs in zip(solutions, solutions.values(), step_probs, strict=True):
         show(format_solution(name, solution["steps"], solution["labels"], probs.tolist()))
+    draw(folder, problem, steps)
     return metrics
 
 
@@ -109,6 +112,17 @@ def score_reloaded(
         raise RuntimeError(f"the reloaded model's logits differ from those in memory by up to {difference:g}")
     show(f"{folder}: loads in a clean process by its own code; its logits differ from memory by {difference:.1g}")
     return [probs[: len(steps)] for probs, steps in zip(reloaded.step_probs, solutions, strict=True)]
+
+
+def draw(folder: Path, problem: str, solutions: Sequence[Sequence[str]]) -> None:
+    """Rank the solutions with the saved model, and show them as a picture and as a web page beside it."""
+    # A wrong step that a later one puts right is no fault of the whole, so the last step decides.
+    verifier = PRMForStepScoring.from_pretrained(folder).verifier(PRMProcessor.from_pretrained(folder), "last")
+    ranked = verifier.rank_solutions(problem, solutions)
+    picture, page = folder.parent / "ranked.png", folder.parent / "report.html"
+    plot_ranked_solutions(ranked).savefig(picture)
+    write_html_report(page, ranked)
+    show(f"The three solutions ranked by their last step: {picture} and {page}")
 
 
 def format_metrics(metrics: dict[str, float]) -> str:
