@@ -173,9 +173,17 @@ def render_card(
         pictures: the path in the repository of each picture, with its caption.
         branch: where in the repository it goes.
         commit: the commit that holds the model, where it is known.
+
+    Raises:
+        ValueError: the example is too long for this model.
     """
     config = model.config
-    example = processor(data.example_problem, list(data.example_steps))
+    try:
+        example = processor(data.example_problem, list(data.example_steps))
+    except ValueError as error:
+        raise ValueError(
+            f"the card's example cannot be written ({error}); give a shorter example_problem and example_steps"
+        ) from error
     card = ModelCard.from_template(
         _metadata(data, repo_id),
         template_path=str(_TEMPLATE),
