@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -62,6 +63,8 @@ _OPTION_TYPES: dict[str, tuple[type, ...]] = {
     "step_joiner": (str,),
     "max_length": (int, type(None)),
     "aggregation": (str,),
+    "temperature": (float, int),
+    "error_threshold": (float, int),
     "layout_version": (int,),
 }
 
@@ -91,6 +94,10 @@ def check_options(options: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {options[name]!r}")
     if not 0.0 <= options.get("head_dropout", 0.0) < 1.0:
         raise ValueError(f"head_dropout must be at least 0 and below 1, got {options['head_dropout']}")
+    if not 0.0 < options.get("temperature", 1.0) < math.inf:
+        raise ValueError(f"temperature must be above 0 and finite, got {options['temperature']}")
+    if not 0.0 <= options.get("error_threshold", 0.5) <= 1.0:
+        raise ValueError(f"error_threshold must be in [0, 1], got {options['error_threshold']}")
     if not options.get("separator_token", "x"):
         raise ValueError("separator_token must not be empty; name a token such as '<|step_end|>'")
     for name, minimum in (("max_length", 1), ("separator_token_id", 0)):
@@ -152,6 +159,11 @@ class PRMConfig(PretrainedConfig):
         step_joiner: text between a separator and the next step.
         max_length: most tokens in one input; None means as many as the backbone reads.
         aggregation: how step probabilities become one score where no method is named.
+        temperature: above 0; step probabilities are the sigmoid, or softmax, of the logits divided by it,
+            which calibrates them without changing their order (Guo et al., 1706.04599). The loss takes
+            the logits as they are.
+        error_threshold: in [0, 1]; a step is called wrong where its probability is below this and no
+            other threshold is named.
         layout_version: version of the layout of ids.
 
     Unknown options are refused, as are values of the wrong type.
@@ -180,6 +192,8 @@ class PRMConfig(PretrainedConfig):
     step_joiner: str = "\n"
     max_length: int | None = None
     aggregation: str = "min"
+    temperature: float = 1.0
+    error_threshold: float = 0.5
     layout_version: int = LAYOUT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -29,7 +29,8 @@ class StepScoringOutput(ModelOutput):
     Attributes:
         loss: float32 scalar, where labels were given.
         logits: (B, S) float32, or (B, S, K) for K classes; 0 where there is no step.
-        step_probs: (B, S) float32, how likely each step is to be correct; 0 where there is no step.
+        step_probs: (B, S) float32, how likely each step is to be correct, at the config's temperature; 0
+            where there is no step.
         step_mask: (B, S) bool, True where there is a step.
         past_key_values, hidden_states, attentions: the backbone's own, where asked for.
     """
@@ -249,7 +250,7 @@ class PRMForStepScoring(PreTrainedModel):
         return cls._around(backbone, config), PRMProcessor(tokenizer, **config.layout)
 
     def verifier(
-        self, processor: PRMProcessor, aggregation: str | None = None, *, threshold: float = 0.5
+        self, processor: PRMProcessor, aggregation: str | None = None, *, threshold: float | None = None
     ) -> PRMVerifier:
         """What scores and ranks solutions with this model; arguments and errors as in `PRMVerifier`."""
         return PRMVerifier(self, processor, aggregation, threshold=threshold)
@@ -318,10 +319,10 @@ class PRMForStepScoring(PreTrainedModel):
         mask = step_mask.to(logits.device)
         if self.config.num_labels == 1:
             logits = logits.squeeze(-1).masked_fill(~mask, 0.0)
-            step_probs = torch.sigmoid(logits)
+            step_probs = torch.sigmoid(logits / self.config.temperature)
         else:
             logits = logits.masked_fill(~mask.unsqueeze(-1), 0.0)
-            probs = logits.softmax(dim=-1).unbind(dim=-1)
+            probs = (logits / self.config.temperature).softmax(dim=-1).unbind(dim=-1)
             weighted = [weight * prob for weight, prob in zip(self.config.class_weights, probs, strict=True)]
             # Rounded, the classes that count as right can sum to a little more than 1.
             step_probs = torch.stack(weighted).sum(dim=0).clamp(max=1.0)

@@ -103,7 +103,7 @@ class StepScoringPipeline(Pipeline):
         self, items: list[dict[str, Any]], batch_size: int, options: dict[str, Any], first_idx: int = 0
     ) -> list[Any]:
         verifier = PRMVerifier(
-            self.model, self.processor, options.get("aggregation"), threshold=options.get("threshold", 0.5)
+            self.model, self.processor, options.get("aggregation"), threshold=options.get("threshold")
         )
         return verifier.score_solutions(
             [item["problem"] for item in items],

@@ -34,15 +34,19 @@ class PRMVerifier:
         model: a `PRMForStepScoring`.
         processor: its `PRMProcessor`.
         aggregation: how step probabilities become one score, a method of `aggregate`; by default the config's.
-        threshold: a step is called wrong where its probability is below this.
+        threshold: a step is called wrong where its probability is below this; by default the config's
+            `error_threshold`.
 
     Raises:
         TypeError: model or processor is of another kind.
         ValueError: they do not belong together, there is no such aggregation, or the threshold is not in [0, 1].
     """
 
-    def __init__(self, model: Any, processor: Any, aggregation: str | None = None, *, threshold: float = 0.5) -> None:
+    def __init__(
+        self, model: Any, processor: Any, aggregation: str | None = None, *, threshold: float | None = None
+    ) -> None:
         check_processor(model, processor)
+        threshold = model.config.error_threshold if threshold is None else threshold
         if not 0.0 <= threshold <= 1.0:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
         self.model = model

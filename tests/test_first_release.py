@@ -92,6 +92,8 @@ def test_options_of_the_first_release_are_read_as_they_were_saved() -> None:
     assert {name: getattr(config, name) for name in layout} == layout
     assert {name: getattr(processor, name) for name in layout} == layout
     assert (config.head_type, config.num_labels, config.aggregation) == ("linear", 1, "min")
+    # It knew of neither.
+    assert (config.temperature, config.error_threshold) == (1.0, 0.5)
     assert processor.separator_token_id == config.separator_token_id
 
 

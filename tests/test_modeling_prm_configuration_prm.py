@@ -64,6 +64,9 @@ def test_unknown_option_is_refused_without_a_wrong_hint() -> None:
         ({"max_length": 512.0}, r"max_length must be int or None, got 512.0 \(float\)"),
         ({"aggregation": None}, "aggregation must be str, got None"),
         ({"layout_version": "1"}, "layout_version must be int, got '1'"),
+        ({"temperature": "1"}, "temperature must be float or int, got '1'"),
+        ({"temperature": None}, "temperature must be float or int, got None"),
+        ({"error_threshold": True}, "error_threshold must be float or int, got True"),
         ({"text_config": "llama"}, "text_config must be a config or its dictionary, got str"),
     ],
 )
@@ -83,6 +86,13 @@ def test_wrong_types_are_type_errors(options: dict[str, Any], message: str) -> N
         ({"head_dropout": 1.0}, "head_dropout must be at least 0 and below 1, got 1.0"),
         ({"head_dropout": -0.1}, "head_dropout must be at least 0 and below 1, got -0.1"),
         ({"head_dropout": float("nan")}, "head_dropout must be at least 0 and below 1, got nan"),
+        ({"temperature": 0}, "temperature must be above 0 and finite, got 0"),
+        ({"temperature": -1.0}, "temperature must be above 0 and finite, got -1.0"),
+        ({"temperature": float("inf")}, "temperature must be above 0 and finite, got inf"),
+        ({"temperature": float("nan")}, "temperature must be above 0 and finite, got nan"),
+        ({"error_threshold": 1.01}, r"error_threshold must be in \[0, 1\], got 1.01"),
+        ({"error_threshold": -0.01}, r"error_threshold must be in \[0, 1\], got -0.01"),
+        ({"error_threshold": float("nan")}, r"error_threshold must be in \[0, 1\], got nan"),
         ({"separator_token": ""}, "separator_token must not be empty"),
         ({"max_length": 0}, "max_length must be None or at least 1, got 0"),
         ({"separator_token_id": -1}, "separator_token_id must be None or at least 0, got -1"),
@@ -118,6 +128,19 @@ def test_max_length_may_be_as_long_as_the_backbone_reads_and_no_longer() -> None
         ValueError, match=r"max_length=257 is more than the 256 tokens that the backbone \(llama\) can read"
     ):
         PRMConfig(text_config=llama(), max_length=257)
+
+
+def test_calibration_is_saved_and_a_config_without_it_has_the_defaults(tmp_path: Path) -> None:
+    for threshold in (0, 0.35, 1):
+        config = PRMConfig(text_config=llama(), temperature=2, error_threshold=threshold)
+        config.save_pretrained(tmp_path)
+        loaded = AutoConfig.from_pretrained(tmp_path)
+        assert (loaded.temperature, loaded.error_threshold) == (2, threshold)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["temperature"], saved["error_threshold"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert (loaded.temperature, loaded.error_threshold, loaded.layout_version) == (1.0, 0.5, 1)
 
 
 def test_options_that_were_changed_after_construction_are_checked_when_saved(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,33 @@ def test_loss_of_one_logit(make_prm: MakePRM) -> None:
     total -= 0.25 * np.log(p[1, 0]) + 0.75 * np.log(1 - p[1, 0])
     assert output.loss.item() == pytest.approx(total / 5, abs=1e-5)
     assert of_ten.loss.item() == pytest.approx(total / 10, abs=1e-5)
+
+
+@pytest.mark.parametrize("classes", [{}, {"num_labels": 3, "class_weights": [1.0, 0.5, 0.0]}])
+def test_the_temperature_divides_the_logits_of_probabilities_only(
+    classes: dict[str, Any], make_prm: MakePRM, tmp_path: Path
+) -> None:
+    model, processor = make_prm("llama", **classes)
+    batch = processor(PROBLEMS[2], SOLUTIONS[2], return_tensors="pt")
+    labels = torch.ones(batch["step_positions"].shape)
+    with torch.no_grad():
+        plain = model(**batch, labels=labels)
+    model.config.temperature = 2.5
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        warm = model(**batch, labels=labels)
+        loaded = PRMForStepScoring.from_pretrained(tmp_path)(**batch)
+    assert torch.equal(warm.logits, plain.logits)
+    assert torch.equal(warm.loss, plain.loss)
+    logits = plain.logits[0].double().tolist()
+    if classes:
+        powers = [[math.exp(logit / 2.5) for logit in step] for step in logits]
+        expected = [(right + 0.5 * neutral) / (right + neutral + wrong) for right, neutral, wrong in powers]
+    else:
+        expected = [1.0 / (1.0 + math.exp(-logit / 2.5)) for logit in logits]
+    assert warm.step_probs[0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert loaded.step_probs[0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert (warm.step_probs - plain.step_probs).abs().max() > 1e-3
 
 
 def test_steps_that_are_not_there_have_probability_zero(make_prm: MakePRM) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -245,6 +246,9 @@ def test_options_at_a_call_come_before_those_it_was_made_with(pipe: StepScoringP
     score = made(INPUTS[1], aggregation="max", threshold=1.0)
     assert (score["aggregation"], score["threshold"], score["first_error"]) == ("max", 1.0, 0)
     assert score["overall_score"] == max(score["step_probs"])
+    stored = StepScoringPipeline(model=copy.deepcopy(pipe.model), processor=pipe.processor)
+    stored.model.config.error_threshold = 1.0
+    assert [(stored(i)["threshold"], stored(i)["first_error"]) for i in INPUTS] == [(1.0, 0)] * len(INPUTS)
     text = {"problem": PROBLEM, "steps": "Step 1: a\nb\n\nc"}
     styles = ("blank_lines", "newlines", "step_markers")
     assert [made(text, step_style=style)["steps"] for style in styles] == [

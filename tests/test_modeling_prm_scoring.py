@@ -65,6 +65,15 @@ def test_aggregation_and_threshold(make_prm: MakePRM) -> None:
     assert score.overall_score == pytest.approx(math.prod(probs), rel=1e-4)
 
 
+def test_the_threshold_is_the_configs_where_none_is_named(make_prm: MakePRM) -> None:
+    model, processor = make_prm("llama")
+    for stored, given, expected in ((1.0, None, 0), (0.0, None, -1), (0.0, 1.0, 0), (1.0, 0.0, -1)):
+        model.config.error_threshold = stored
+        score = model.verifier(processor, threshold=given).score_solution(PROBLEM, SOLUTIONS[1])
+        assert (score.threshold, score.first_error) == (stored if given is None else given, expected)
+        assert PRMVerifier(model, processor, threshold=given).threshold == score.threshold
+
+
 def test_classes(make_prm: MakePRM) -> None:
     model, processor = make_prm("llama", num_labels=3, class_weights=[1.0, 0.5, 0.0])
     scores = model.verifier(processor).score_solutions(PROBLEM, SOLUTIONS)
