@@ -12,38 +12,74 @@ from modeling_prm import PRMConfig
 
 from .labels import LabelRules
 from .losses import StepLoss
+from .trl_names import explain_trl_names
 
 
 @dataclass
 class ModelArguments:
-    """Options of the command line for a new PRM, as in `PRMForStepScoring.from_backbone`."""
+    """Options of the command line for the PRM: a new one on a backbone, or one to go on from.
+
+    What is left out is as in `PRMForStepScoring.from_backbone`, or as the PRM to go on from has it.
+
+    Raises:
+        ValueError: not exactly one of `backbone` and `model` is given, or the revision of the other.
+    """
 
     _argument_group_name = "model"
 
-    backbone: str = field(metadata={"help": "The backbone: a Hub id, a folder, or a GGUF file."})
-    head_type: Literal["linear", "mlp"] = field(
-        default="linear",
-        metadata={"help": "The value head."},
+    backbone: str | None = field(
+        default=None, metadata={"help": "The backbone of a new PRM: a Hub id, a folder, or a GGUF file."}
     )
-    head_dropout: float = field(default=0.1, metadata={"help": "Dropout before the linear head."})
-    separator_token: str = field(
-        default=PRMConfig.separator_token, metadata={"help": "The token that closes each step."}
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "A PRM to go on from, in place of --backbone: a Hub id or a folder. Its head, separator and layout "
+            "stay as they are."
+        },
     )
-    prompt_layout: Literal["plain", "chat"] = field(
-        default="plain",
-        metadata={"help": "Plain text, or the backbone's chat template."},
+    head_type: Literal["linear", "mlp"] | None = field(
+        default=None, metadata={"help": "The value head of a new PRM; linear if left out."}
+    )
+    head_dropout: float | None = field(
+        default=None, metadata={"help": "Dropout before the linear head; 0.1 for a new PRM if left out."}
+    )
+    separator_token: str | None = field(
+        default=None,
+        metadata={"help": f"The token that closes each step; {PRMConfig.separator_token} for a new PRM if left out."},
+    )
+    prompt_layout: Literal["plain", "chat"] | None = field(
+        default=None,
+        metadata={"help": "Plain text, or the backbone's chat template; plain for a new PRM if left out."},
     )
     max_length: int | None = field(
         default=None, metadata={"help": "Most tokens in one input; as many as the backbone reads if left out."}
     )
-    aggregation: str = field(default="min", metadata={"help": "How step probabilities become one score by default."})
+    aggregation: str | None = field(
+        default=None,
+        metadata={"help": "How step probabilities become one score by default; min for a new PRM if left out."},
+    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "Attention of the backbone: eager, sdpa, flash_attention_2, ..."}
     )
     backbone_dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "Dtype of the backbone's weights; train with --bf16 for autocast."}
     )
-    backbone_revision: str = field(default="main", metadata={"help": "Revision of a backbone on the Hub."})
+    backbone_revision: str | None = field(
+        default=None, metadata={"help": "Revision of a backbone on the Hub; main if left out."}
+    )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Revision of a PRM on the Hub; main if left out."}
+    )
+
+    def __post_init__(self) -> None:
+        if (self.backbone is None) == (self.model is None):
+            got = "both" if self.model is not None else "none"
+            raise ValueError(
+                f"give --backbone for a new PRM, or --model for one to go on from, and not both; got {got}"
+            )
+        for name, other in (("backbone", self.backbone), ("model", self.model)):
+            if other is None and getattr(self, f"{name}_revision") is not None:
+                raise ValueError(f"{name}_revision is given and {name} is not; leave it out")
 
 
 @dataclass
@@ -76,6 +112,7 @@ class DataArguments:
             raise ValueError("give --eval-data or --eval-fraction, not both")
 
 
+@explain_trl_names
 @dataclass
 class PRMTrainingArguments(TrainingArguments):
     """Options of `PRMTrainer`.
@@ -131,7 +168,7 @@ class PRMTrainingArguments(TrainingArguments):
     soft_labels: Literal["harden", "keep"] = field(
         default="harden", metadata={"help": "Labels between 0 and 1: 'harden' at --label-threshold, or 'keep'."}
     )
-    label_threshold: float = field(default=0.5, metadata={"help": "A hardened label is correct from here on."})
+    label_threshold: float = field(default=0.5, metadata={"help": "A label counts as correct from here on."})
     after_first_error: Literal["keep", "mask"] = field(
         default="keep", metadata={"help": "Train on the steps after a solution's first error, or 'mask' them."}
     )
@@ -177,6 +214,11 @@ class PRMTrainingArguments(TrainingArguments):
             raise ValueError(f"error_threshold must be in [0, 1], got {self.error_threshold}")
         self.step_loss()
         self.label_rules()
+        if self.train_on_last_step_only and self.ranking_loss == "pairwise":
+            raise ValueError(
+                "ranking_loss='pairwise' finds no pair of steps where train_on_last_step_only leaves one; leave one of "
+                "them out"
+            )
         super().__post_init__()
         if self.push_to_hub and self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(
@@ -196,6 +238,7 @@ class PRMTrainingArguments(TrainingArguments):
             ranking_weight=self.ranking_weight,
             bce_weight=self.bce_weight,
             margin=self.ranking_margin,
+            label_threshold=self.label_threshold,
         )
 
     def label_rules(self, class_weights: list[float] | None = None) -> LabelRules:

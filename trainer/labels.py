@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from modeling_prm.step_loss import IGNORED_LABEL
 
+logger = logging.getLogger(__name__)
+
 SOFT_LABELS = ("harden", "keep")
 AFTER_FIRST_ERROR = ("keep", "mask")
+
+LabelFunction = Callable[[Sequence[float]], list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +26,17 @@ class LabelRules:
         soft_labels: `"harden"`: a label in [0, 1] becomes 1 from `label_threshold` on and 0 below, which the
             field measured as good as soft Monte Carlo estimates, and better once they are filtered (2501.07301);
             `"keep"` trains on them as they are.
-        label_threshold: for `"harden"`.
+        label_threshold: a label counts as correct from here on, for `"harden"` and `"mask"`; compared in float32,
+            in which labels are kept.
         after_first_error: `"mask"` ignores the steps after the first wrong one, as in 2305.20050; `"keep"`
             trains on them.
-        last_step_only: ignore every step but the last of the solution, which makes an outcome reward model. A
-            solution whose last step did not fit then teaches nothing.
+        last_step_only: ignore every step but the last of the solution, which makes an outcome reward model
+            (2211.14275). A solution whose last step did not fit then teaches nothing.
         class_weights: with K classes, how much each counts as correct; labels are class indices then and are
-            not hardened.
+            not hardened. A class that counts less than 0.5 is an error for `"mask"`.
+
+    Raises:
+        ValueError: an option has a value outside those allowed, or `"mask"` meets `last_step_only`.
     """
 
     soft_labels: str = "harden"
@@ -40,6 +51,11 @@ class LabelRules:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if not 0.0 < self.label_threshold <= 1.0:
             raise ValueError(f"label_threshold must be above 0 and at most 1, got {self.label_threshold}")
+        if self.last_step_only and self.after_first_error == "mask":
+            raise ValueError(
+                "after_first_error='mask' would take the last step of every solution with an earlier error from "
+                "training on the last step only; leave it at 'keep'"
+            )
 
     def __call__(self, labels: Sequence[float]) -> list[float]:
         """The labels of a whole solution, one a step, -100 where ignored."""
@@ -50,7 +66,7 @@ class LabelRules:
         if self.last_step_only:
             labels[:-1] = [IGNORED_LABEL] * len(labels[:-1])
         if self.soft_labels == "harden" and self.class_weights is None:
-            labels = [label if label == IGNORED_LABEL else float(label >= self.label_threshold) for label in labels]
+            labels = [label if label == IGNORED_LABEL else float(self._is_correct(label)) for label in labels]
         return labels
 
     def for_evaluation(self) -> LabelRules:
@@ -64,7 +80,40 @@ class LabelRules:
             return False
         if self.class_weights is not None:
             return self.class_weights[int(label)] < 0.5
-        return label < self.label_threshold
+        return not self._is_correct(label)
+
+    def _is_correct(self, label: float) -> bool:
+        # A label of 0.7 that went through float32 lies below the double 0.7.
+        return bool(np.float32(label) >= np.float32(self.label_threshold))
 
 
-LabelFunction = Callable[[Sequence[float]], list[float]]
+def report_trained_steps(
+    labels: Iterable[Sequence[float]], step_positions: Iterable[Sequence[int]], rules: LabelRules
+) -> None:
+    """Log how many labelled steps of a training set the rules leave, if they leave any out.
+
+    Args:
+        labels: for each solution, the labels of all its steps.
+        step_positions: for each, the positions of the steps that fit: the first ones.
+        rules: what training does to the labels.
+
+    Raises:
+        ValueError: no step is left.
+    """
+    if rules == rules.for_evaluation():
+        return
+    labelled = trained = 0
+    for row, positions in zip(labels, step_positions, strict=True):
+        labelled += _count(row[: len(positions)])
+        trained += _count(rules(row)[: len(positions)])
+    if trained == 0:
+        raise ValueError(
+            f"none of {labelled} labelled steps is left to train on with after_first_error={rules.after_first_error!r} "
+            f"and train_on_last_step_only={rules.last_step_only}; a solution's last step needs a label and must fit "
+            "into max_length"
+        )
+    logger.info("training takes %d of %d labelled steps", trained, labelled)
+
+
+def _count(labels: Sequence[float]) -> int:
+    return sum(label != IGNORED_LABEL for label in labels)

@@ -12,8 +12,9 @@ Letters: B solutions, S steps, K classes. Every solution is a row of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch.nn import functional as F
@@ -23,8 +24,6 @@ from modeling_prm.step_loss import IGNORED_LABEL
 STEP_WEIGHTINGS = ("uniform", "linear")
 NORMALIZATIONS = ("step", "solution")
 RANKINGS = ("none", "pairwise", "pqm")
-# From here on a label counts as correct where a loss needs two classes.
-CORRECT_FROM = 0.5
 
 # From the rank (B, S) of each labelled step in its solution, 1 to n, and n (B, 1), to weights (B, S).
 StepWeights = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -41,23 +40,25 @@ class StepLoss:
         pos_weight: factor on the loss of correct steps: -w y log s(z) - (1 - y) log(1 - s(z)), as in
             `torch.nn.BCEWithLogitsLoss`. The mean divides by the number of steps, not by their weights.
         label_smoothing: e in [0, 1): labels y become (1 - e) y + e / 2, or (1 - e) onehot + e / K
-            (Szegedy et al., 1512.00567).
+            (Szegedy et al., 1512.00567). The ranking takes the labels as they are.
         step_weighting: `"uniform"`, or `"linear"`: step i of n labelled ones weighs 2 i / (n + 1), so that
             later steps count more and the mean weight is 1; or a function of i (B, S) and n (B, 1).
-            The mean divides by the sum of the weights.
-        normalization: `"step"`: the mean over all labelled steps. `"solution"`: the mean over solutions of
-            each one's mean, so that long solutions count no more than short ones.
+            The mean divides by the sum of the weights. The ranking has no such weights.
+        normalization: `"step"`: the mean over all labelled steps, and over all pairs. `"solution"`: the mean over
+            solutions of each one's mean, so that long solutions count no more than short ones.
         ranking: `"none"`; `"pairwise"`: log(1 + exp(z_w - z_c)), the mean over all pairs of a correct step c and
             a wrong step w of one solution (RankNet; Burges et al., 2005); `"pqm"`: the comparative loss of
-            PQM (2410.11287, practical version), the mean over solutions of the mean over their correct steps t of
+            PQM (2410.11287, equation 10), always the mean over solutions of the mean over their correct steps t of
             -log(exp z_t / (sum over correct q up to t of exp z_q + sum over wrong w of exp(z_w + margin))), where a
-            step of score 0 before the first stands for the problem; it has a term where a step is wrong.
+            step of score 0 before the first stands for the problem; it has a term of its own where a step is wrong.
         ranking_weight: factor on the ranking loss.
         bce_weight: factor on the cross-entropy; 0 trains on the ranking alone.
         margin: of `"pqm"` (zeta in the paper).
+        label_threshold: a soft label counts as correct in the ranking from here on, and as wrong below.
 
     Raises:
-        ValueError: an option has a value outside those allowed, or does not go with `num_labels`.
+        ValueError: an option has a value outside those allowed, does not go with `num_labels`, or changes nothing
+            beside the others.
     """
 
     num_labels: int = 1
@@ -69,6 +70,7 @@ class StepLoss:
     ranking_weight: float = 1.0
     bce_weight: float = 1.0
     margin: float = 4.0
+    label_threshold: float = 0.5
 
     def __post_init__(self) -> None:
         for name, allowed in (("normalization", NORMALIZATIONS), ("ranking", RANKINGS)):
@@ -78,13 +80,19 @@ class StepLoss:
             raise ValueError(
                 f"step_weighting must be one of {STEP_WEIGHTINGS} or a function, got {self.step_weighting!r}"
             )
-        if not self.pos_weight > 0.0 or not 0.0 <= self.label_smoothing < 1.0:
+        if not 0.0 < self.pos_weight < math.inf or not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(
                 "pos_weight must be above 0 and label_smoothing in [0, 1), got "
                 f"{self.pos_weight} and {self.label_smoothing}"
             )
+        if not math.isfinite(self.margin) or not 0.0 < self.label_threshold <= 1.0:
+            raise ValueError(
+                "margin must be a finite number and label_threshold above 0 and at most 1, got "
+                f"{self.margin} and {self.label_threshold}"
+            )
         ranking_weight = self.ranking_weight if self.ranking != "none" else 0.0
-        if self.bce_weight < 0.0 or ranking_weight < 0.0 or self.bce_weight + ranking_weight == 0.0:
+        weights_are_finite = 0.0 <= self.bce_weight < math.inf and 0.0 <= self.ranking_weight < math.inf
+        if not weights_are_finite or self.bce_weight + ranking_weight == 0.0:
             raise ValueError(
                 "bce_weight and ranking_weight must not be negative, and one of the two losses must count; got "
                 f"bce_weight={self.bce_weight}, ranking={self.ranking!r} with ranking_weight={self.ranking_weight}"
@@ -94,6 +102,26 @@ class StepLoss:
                 f"ranking and pos_weight are for one logit a step, the model has {self.num_labels} classes; leave them "
                 "out"
             )
+        self._check_options_count()
+
+    def _check_options_count(self) -> None:
+        """A value that someone chose and that changes nothing is a mistake."""
+        of_cross_entropy = ["pos_weight", "label_smoothing", "step_weighting"]
+        if self.ranking == "pqm":
+            of_cross_entropy.append("normalization")
+        without = {
+            "a ranking loss": ["ranking_weight"] if self.ranking == "none" else [],
+            "the ranking loss 'pqm'": ["margin"] if self.ranking != "pqm" else [],
+            "the cross-entropy": of_cross_entropy if self.bce_weight == 0.0 else [],
+        }
+        defaults = {field.name: field.default for field in fields(self)}
+        for part, names in without.items():
+            for name in names:
+                if getattr(self, name) != defaults[name]:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} changes nothing without {part}; turn that on, or leave "
+                        f"{name} at {defaults[name]!r}"
+                    )
 
     def counts(self, labels: torch.Tensor) -> torch.Tensor:
         """What each term is divided by.
@@ -103,34 +131,42 @@ class StepLoss:
 
         Returns:
             (2,) float32, for the cross-entropy and for the ranking.
+
+        Raises:
+            TypeError: the labels are booleans.
+            ValueError: a function for `step_weighting` gives weights that are not (B, S), finite and not negative.
         """
-        labelled = labels != IGNORED_LABEL
-        weights = self._weights(labelled)
-        steps = labelled.any(dim=1).sum().float() if self.normalization == "solution" else weights.sum()
+        if labels.dtype == torch.bool:
+            raise TypeError("labels must be numbers: as booleans they have lost the -100 of ignored steps; use floats")
+        weights = self._weights(labels != IGNORED_LABEL)
+        steps = (weights > 0.0).any(dim=1).sum() if self.normalization == "solution" else weights.sum()
+        correct, wrong = self._classes(labels)
         if self.ranking == "pairwise":
-            correct, wrong = _classes(labels)
-            pairs = (correct.sum(dim=1) * wrong.sum(dim=1)).sum().float()
+            pairs = correct.sum(dim=1) * wrong.sum(dim=1)
+            pairs = (pairs > 0).sum() if self.normalization == "solution" else pairs.sum()
         elif self.ranking == "pqm":
-            correct, wrong = _classes(labels)
-            pairs = (correct.any(dim=1) | wrong.any(dim=1)).sum().float()
+            pairs = (correct | wrong).any(dim=1).sum()
         else:
             pairs = torch.zeros_like(steps)
-        return torch.stack([steps, pairs])
+        return torch.stack([steps.float(), pairs.float()])
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
         """The part of these solutions in the loss of an optimizer step.
 
         Args:
-            logits: (B, S), or (B, S, K); computed in float32.
+            logits: (B, S), or (B, S, K); computed in float32, or in float64 if they are.
             labels: (B, S), -100 where ignored, otherwise in [0, 1], or class indices 0 to K - 1.
             counts: the sum of `counts` over the whole optimizer step; by default that of these labels.
 
         Returns:
-            A float32 scalar; 0 with a gradient of 0 where nothing is labelled.
+            A scalar of that dtype; 0 with a gradient of 0 where nothing is labelled.
+
+        Raises:
+            TypeError, ValueError: as `counts`.
         """
-        logits = logits.float()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         labels = labels.to(logits.device)
-        counts = self.counts(labels) if counts is None else counts.to(logits.device)
+        counts = (self.counts(labels) if counts is None else counts).to(logits)
         # At most a division by 1 of a sum without a term.
         steps, pairs = torch.where(counts > 0, counts, 1.0)
         total = self.bce_weight * self._step_sum(logits, labels) / steps
@@ -155,11 +191,20 @@ class StepLoss:
         return (torch.where(labelled, losses, 0) * weights).sum()
 
     def _ranking_sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        correct, wrong = _classes(labels)
-        if self.ranking == "pairwise":
-            gaps = F.softplus(logits.unsqueeze(1) - logits.unsqueeze(2))  # (B, c, w): z_w - z_c
-            return torch.where(correct.unsqueeze(2) & wrong.unsqueeze(1), gaps, 0).sum()
-        return _pqm(logits, correct, wrong, self.margin).sum()
+        correct, wrong = self._classes(labels)
+        if self.ranking == "pqm":
+            return _pqm(logits, correct, wrong, self.margin).sum()
+        gaps = F.softplus(logits.unsqueeze(1) - logits.unsqueeze(2))  # (B, c, w): z_w - z_c
+        pairs = correct.unsqueeze(2) & wrong.unsqueeze(1)
+        sums = torch.where(pairs, gaps, 0).sum(dim=(1, 2))
+        if self.normalization == "solution":
+            sums = sums / pairs.sum(dim=(1, 2)).clamp(min=1)
+        return sums.sum()
+
+    def _classes(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which steps (B, S) are correct, and which wrong."""
+        labelled = labels != IGNORED_LABEL
+        return labelled & (labels >= self.label_threshold), labelled & (labels < self.label_threshold)
 
     def _weights(self, labelled: torch.Tensor) -> torch.Tensor:
         """Weights (B, S) in float32 of the labelled steps, 0 elsewhere."""
@@ -168,20 +213,39 @@ class StepLoss:
         rank, total = labelled.cumsum(dim=1), labelled.sum(dim=1, keepdim=True)
         if callable(self.step_weighting):
             weights = self.step_weighting(rank, total).float()
-            if weights.shape != labelled.shape or not bool((weights[labelled] >= 0).all()):
+            given = weights[labelled] if weights.shape == labelled.shape else None
+            if given is None or not bool(((given >= 0.0) & given.isfinite()).all()):
                 raise ValueError(
-                    f"step_weighting must give weights of shape {tuple(labelled.shape)} that are not negative, got "
-                    f"{weights}"
+                    f"step_weighting must give weights of shape {tuple(labelled.shape)} that are finite and not "
+                    f"negative, got {weights}"
                 )
         else:
             weights = 2.0 * rank.float() / (total + 1.0)
         return torch.where(labelled, weights, 0.0)
 
 
-def _classes(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which steps (B, S) are correct, and which wrong."""
-    labelled = labels != IGNORED_LABEL
-    return labelled & (labels >= CORRECT_FROM), labelled & (labels < CORRECT_FROM)
+def choose_step_loss(described: StepLoss, given: StepLoss | None) -> StepLoss:
+    """The loss that is given, or else the one that the options describe.
+
+    Raises:
+        TypeError: what is given is no `StepLoss`.
+        ValueError: it is for another number of logits, or the options describe one too.
+    """
+    if given is None:
+        return described
+    if not isinstance(given, StepLoss):
+        raise TypeError(f"step_loss must be a trainer.losses.StepLoss, got {type(given).__name__}")
+    if given.num_labels != described.num_labels:
+        raise ValueError(
+            f"step_loss is for {given.num_labels} logits a step, the model has {described.num_labels}; give it "
+            f"num_labels={described.num_labels}"
+        )
+    if described != StepLoss(num_labels=described.num_labels, label_threshold=described.label_threshold):
+        raise ValueError(
+            f"step_loss stands in place of the loss of the training arguments, which describe one too: {described}; "
+            "leave those options at their defaults, or step_loss out"
+        )
+    return given
 
 
 def _pqm(logits: torch.Tensor, correct: torch.Tensor, wrong: torch.Tensor, margin: float) -> torch.Tensor:

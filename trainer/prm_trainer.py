@@ -22,8 +22,8 @@ from modeling_prm.step_loss import step_loss as masked_step_loss
 
 from .arguments import PRMTrainingArguments
 from .collator import PRMDataCollator
-from .labels import LabelRules
-from .losses import StepLoss
+from .labels import LabelRules, report_trained_steps
+from .losses import StepLoss, choose_step_loss
 from .metrics import bce_from_logits, import_sklearn_metrics, step_metrics
 from .preparation import TOKEN_COLUMNS, PreparationReport, tokenize_dataset
 from .publishing import model_metrics, publish_folder
@@ -48,7 +48,7 @@ class PRMTrainer(Trainer):
         data_collator, callbacks, optimizers: as in `Trainer`, in place of ours.
         compute_metrics: as in `Trainer`, in place of ours; the evaluation loss is then Trainer's mean over
             batches. Predictions are logits (N, S) or (N, S, K), and step probabilities (N, S).
-        step_loss: the training loss, in place of the one that `args` describes.
+        step_loss: the training loss, where `args` leaves those options at their defaults.
         card: what the model card of pushes says beside what is known here: hyperparameters, evaluations and
             the backbone.
 
@@ -98,7 +98,7 @@ class PRMTrainer(Trainer):
             )
         check_processor(model, processing_class)
         self._num_labels = model.config.num_labels
-        self.step_loss = step_loss or args.step_loss(self._num_labels)
+        self.step_loss = choose_step_loss(args.step_loss(self._num_labels), step_loss)
         rules = args.label_rules(model.config.class_weights)
         if data_collator is not None and rules != LabelRules(class_weights=rules.class_weights):
             raise ValueError(
@@ -125,6 +125,9 @@ class PRMTrainer(Trainer):
                 self.reports["train"].soft_labels,
                 args.label_threshold,
             )
+        if train_dataset is not None and data_collator is None:
+            plain = train_dataset.with_format(None)
+            report_trained_steps(plain["labels"], plain["step_positions"], rules)
         if isinstance(eval_dataset, Mapping):
             eval_dataset = {
                 name: self._tokenized(part, name, processing_class, args) for name, part in eval_dataset.items()
@@ -176,7 +179,9 @@ class PRMTrainer(Trainer):
     def _compute_step_loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return self.step_loss(outputs["logits"], labels, num_items_in_batch)
+        loss = self.step_loss(outputs["logits"], labels, num_items_in_batch)
+        # For one process with several GPUs Trainer multiplies by their number, as if each had a loss of its own.
+        return loss if num_items_in_batch is None else loss / max(self.args.n_gpu, 1)
 
     def _without_fillers(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # To give every process a whole last batch, accelerate repeats records, which would count twice.
@@ -338,8 +343,8 @@ class PRMTrainer(Trainer):
 def disable_dropout(model: torch.nn.Module) -> None:
     """Set every dropout of a model to 0, those that its layers keep as numbers too."""
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "activation_dropout", "dropout", "layerdrop"):
-            if isinstance(getattr(module, name, None), float):
+        is_dropout = "dropout" in type(module).__name__.lower()
+        for name, value in vars(module).items():
+            # Layers name theirs attention_dropout, dropout_prob, layerdrop, resid_pdrop, ...
+            if isinstance(value, float) and ("drop" in name or (is_dropout and name == "p")):
                 setattr(module, name, 0.0)
