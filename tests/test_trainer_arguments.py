@@ -10,21 +10,25 @@ import pytest
 from small_training import make_arguments
 from transformers import TrainingArguments
 
+from trainer.adapters import AdapterArguments
 from trainer.arguments import DataArguments, ModelArguments, PRMTrainingArguments
 
 # What users write in their scripts and files. A name that leaves this list breaks them.
 MODEL_OPTIONS = {
-    "backbone": MISSING,
-    "head_type": "linear",
-    "head_dropout": 0.1,
-    "separator_token": "<|step_end|>",
-    "prompt_layout": "plain",
+    "backbone": None,
+    "model": None,
+    "head_type": None,
+    "head_dropout": None,
+    "separator_token": None,
+    "prompt_layout": None,
     "max_length": None,
-    "aggregation": "min",
+    "aggregation": None,
     "attn_implementation": None,
     "backbone_dtype": "float32",
-    "backbone_revision": "main",
+    "backbone_revision": None,
+    "model_revision": None,
 }
+ADAPTER_OPTIONS = {"lora_r": None, "lora_alpha": None, "lora_dropout": 0.0, "lora_target_modules": ["all-linear"]}
 DATA_OPTIONS = {
     "train_data": MISSING,
     "eval_data": [],
@@ -65,6 +69,7 @@ def defaults(dataclass: type) -> dict[str, Any]:
 
 def test_names_and_defaults_of_our_options_are_frozen() -> None:
     assert defaults(ModelArguments) == MODEL_OPTIONS
+    assert defaults(AdapterArguments) == ADAPTER_OPTIONS
     assert defaults(DataArguments) == DATA_OPTIONS
     theirs, ours = defaults(TrainingArguments), defaults(PRMTrainingArguments)
     assert {name: value for name, value in ours.items() if name not in theirs} == TRAINING_OPTIONS
@@ -75,12 +80,12 @@ def test_names_and_defaults_of_our_options_are_frozen() -> None:
 
 def test_names_are_in_one_dataclass_only_and_explained() -> None:
     seen: set[str] = set()
-    for dataclass in (ModelArguments, DataArguments, PRMTrainingArguments):
+    for dataclass in (ModelArguments, AdapterArguments, DataArguments, PRMTrainingArguments):
         names = {field.name for field in fields(dataclass)}
         assert not names & seen
         seen |= names
         for field in fields(dataclass):
-            if field.name in MODEL_OPTIONS | DATA_OPTIONS | TRAINING_OPTIONS:
+            if field.name in MODEL_OPTIONS | ADAPTER_OPTIONS | DATA_OPTIONS | TRAINING_OPTIONS:
                 assert field.metadata["help"].endswith(".")
 
 

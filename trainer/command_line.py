@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ def parse_options(
     prog: str,
     usage: str,
     description: str,
+    elsewhere: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
     """One instance of each dataclass, from `argv` and from the file that `--config` names.
 
     The file is a YAML mapping of the options' names (with `_` or `-`); what the command line gives wins,
     and null or an empty list leaves an option at its default. Mistakes print the usage and one line, and
-    exit with status 2, as argparse does.
+    exit with status 2, as argparse does. `elsewhere` holds names (with `_`) that options have in other
+    programs, and what takes their place here; it is said where one is given.
     """
     parser = HfArgumentParser(
         dataclass_types, prog=f"python -m {prog}", usage=usage, description=description, allow_abbrev=False
@@ -36,7 +38,9 @@ def parse_options(
     argv = list(sys.argv[1:] if argv is None else argv)
     with one_line_errors(parser.error):
         config = _config_argument(argv)
-        given = _file_options(parser, Path(config)) if config is not None else []
+        given = _file_options(parser, Path(config), elsewhere or {}) if config is not None else []
+        for word in argv:
+            _explain(word.removeprefix("--").partition("=")[0], elsewhere or {}, word.startswith("--"))
         *instances, _, unknown = parser.parse_args_into_dataclasses(
             given + argv, look_for_args_file=False, return_remaining_strings=True
         )
@@ -61,7 +65,14 @@ def _config_argument(argv: Sequence[str]) -> str | None:
     return None
 
 
-def _file_options(parser: HfArgumentParser, path: Path) -> list[str]:
+def _explain(name: str, elsewhere: Mapping[str, str], is_option: bool = True) -> None:
+    """Refuse an option of another program, with what takes its place."""
+    replacement = elsewhere.get(name.replace("-", "_"))
+    if is_option and replacement is not None:
+        raise ValueError(f"there is no option {name} here; in its place: {replacement}")
+
+
+def _file_options(parser: HfArgumentParser, path: Path, elsewhere: Mapping[str, str]) -> list[str]:
     """The file's options as words of a command line."""
     try:
         options = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -74,6 +85,7 @@ def _file_options(parser: HfArgumentParser, path: Path) -> list[str]:
     for name, value in options.items():
         name = str(name).replace("-", "_")
         if name not in choices:
+            _explain(name, elsewhere)
             raise ValueError(f"{path} has the option {name!r}, which is not among those of `{parser.prog} --help`")
         if value is None or value == []:
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 from transformers import set_seed
@@ -18,6 +19,7 @@ from hub_card.card import CARD_DATA_FILE, CardData
 from hub_card.errors import one_line_errors
 from modeling_prm import PRMConfig, PRMForStepScoring, PRMProcessor
 
+from .adapters import ADAPTER_CONFIG, AdapterArguments, add_adapters, check_same_adapters
 from .arguments import DataArguments, ModelArguments, PRMTrainingArguments
 from .command_line import parse_options, set_up_logging
 from .data_files import is_hub_id
@@ -25,19 +27,24 @@ from .prm_trainer import PRMTrainer
 from .publishing import describe_training
 from .readers import load_step_dataset
 from .splits import split_by_problem
+from .trl_names import COMMAND_LINE_NAMES
 
 logger = logging.getLogger(__name__)
+
+# Options of a new PRM that are a part of what it has learned.
+FIXED_IN_A_PRM = ("head_type", "separator_token", "prompt_layout")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Train as the options say; returns the metrics of the last evaluation (empty without one)."""
-    model_args, data_args, args = parse_options(
-        (ModelArguments, DataArguments, PRMTrainingArguments),
+    model_args, adapter_args, data_args, args = parse_options(
+        (ModelArguments, AdapterArguments, DataArguments, PRMTrainingArguments),
         argv,
         prog="trainer.train",
         usage="%(prog)s --backbone BACKBONE --train-data FILE [FILE ...] --output-dir DIR [options]",
         description="Train a process reward model on labelled steps. Start it with `accelerate launch -m trainer.train`"
-        " for several processes.",
+        " for several processes; give --model in place of --backbone to go on from a process reward model.",
+        elsewhere=COMMAND_LINE_NAMES,
     )
     set_up_logging(main_process=args.process_index == 0)
     with one_line_errors():
@@ -45,15 +52,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         train_set, eval_sets = load_data(data_args, seed=args.seed)
         set_seed(args.seed)
         model, processor = start_model(model_args)
+        if adapter_args.lora_r is not None:
+            model = add_adapters(model, adapter_args)
         if checkpoint is not None:
             check_same_model(model, checkpoint)
+            check_same_adapters(model, checkpoint)
         trainer = PRMTrainer(
             model,
             args,
             processing_class=processor,
             train_dataset=train_set,
             eval_dataset=eval_sets,
-            card=CardData(datasets=tuple(source for source in data_args.train_data if is_hub_id(source))),
+            card=CardData(
+                base_model=model_args.model if is_hub_id(model_args.model or "") else None,
+                datasets=tuple(source for source in data_args.train_data if is_hub_id(source)),
+            ),
         )
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(_internal_call=True)
@@ -76,19 +89,63 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def start_model(options: ModelArguments) -> tuple[PRMForStepScoring, PRMProcessor]:
-    """The new PRM and its processor."""
+    """The PRM to train and its processor: a new one on a backbone, or the one to go on from.
+
+    Raises:
+        ValueError: the backbone is a PRM, the PRM to go on from is none, or an option contradicts it.
+    """
+    names = ("head_dropout", "max_length", "aggregation", "attn_implementation")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    fixed = {name: getattr(options, name) for name in FIXED_IN_A_PRM if getattr(options, name) is not None}
+    if options.model is not None:
+        return load_model(options.model, options.model_revision or "main", options.backbone_dtype, given, fixed)
+    revision = options.backbone_revision or "main"
+    if _model_type(options.backbone, revision) == PRMConfig.model_type:
+        raise ValueError(f"{options.backbone} is a PRM already, whose head would be lost; go on from it with --model")
     return PRMForStepScoring.from_backbone(
-        options.backbone,
-        head_type=options.head_type,
-        head_dropout=options.head_dropout,
-        separator_token=options.separator_token,
-        prompt_layout=options.prompt_layout,
-        max_length=options.max_length,
-        aggregation=options.aggregation,
-        attn_implementation=options.attn_implementation,
-        dtype=options.backbone_dtype,
-        revision=options.backbone_revision,
+        options.backbone, dtype=options.backbone_dtype, revision=revision, **given, **fixed
     )
+
+
+def load_model(
+    name: str, revision: str, dtype: str, changes: dict[str, Any], fixed: dict[str, Any]
+) -> tuple[PRMForStepScoring, PRMProcessor]:
+    """A saved PRM and its processor, to go on from.
+
+    Args:
+        name, revision: where it is.
+        dtype: of the backbone's weights.
+        changes: options by name, in place of its own.
+        fixed: options by name that must be its own.
+
+    Raises:
+        ValueError: it is no PRM or has adapters alone, or one of `fixed` is not its own.
+    """
+    if (Path(name) / ADAPTER_CONFIG).is_file():
+        raise ValueError(
+            f"{name} holds adapters alone; give --model the output folder of that training, where they are merged"
+        )
+    model_type = _model_type(name, revision)
+    if model_type not in (PRMConfig.model_type, None):
+        raise ValueError(f"{name} is a {model_type!r} model and no PRM; start a new PRM on it with --backbone")
+    config = PRMConfig.from_pretrained(name, revision=revision)
+    different = [option for option, value in fixed.items() if value != getattr(config, option)]
+    if different:
+        shown = "; ".join(f"{option} is {getattr(config, option)!r}, not {fixed[option]!r}" for option in different)
+        raise ValueError(f"{name} was made with other options, which stay as they are: {shown}. Leave them out")
+    model = PRMForStepScoring.from_pretrained(name, revision=revision, dtype=dtype, **changes)
+    processor = PRMProcessor.from_pretrained(name, revision=revision)
+    if "max_length" in changes:
+        processor.max_length = changes["max_length"]
+    return model, processor
+
+
+def _model_type(name: str | None, revision: str) -> str | None:
+    """What a folder or Hub id holds by its config, or None where there is no config to read."""
+    try:
+        return PRMConfig.get_config_dict(name, revision=revision)[0].get("model_type")
+    except OSError:
+        return None
 
 
 def load_data(
