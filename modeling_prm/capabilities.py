@@ -56,12 +56,18 @@ _PER_LAYER_TYPE = replace(_ONE, masks="per_layer_type")
 # Their layers, or their position table, never see the position ids that tell packed rows apart.
 _BY_MASK = replace(_ONE, packs=False, reason="it does not tell sequences in one row apart by their position ids")
 
+_BY_ONE_MASK = frozenset(
+    {"arcee", "codegen", "cohere", "deepseek_v3", "ernie4_5", "gemma", "glm", "glm4", "gpt2", "gpt_bigcode"}
+    | {"gpt_neox", "gptj", "granite", "helium", "llama", "mistral", "mixtral", "nemotron", "olmo", "olmo2"}
+    | {"persimmon", "phi", "phi3", "qwen3_moe", "seed_oss", "stablelm", "starcoder2"}
+)
+_BY_LAYER_TYPE = frozenset(
+    {"cohere2", "exaone4", "gemma2", "gemma3_text", "olmo3", "qwen2", "qwen2_moe", "qwen3", "smollm3"}
+)
 _FAMILIES: dict[str, Capabilities] = {
-    **dict.fromkeys("arcee codegen cohere deepseek_v3 ernie4_5 gemma glm glm4 gpt2 gpt_bigcode".split(), _ONE),
-    **dict.fromkeys("gpt_neox gptj granite helium llama mistral mixtral nemotron olmo olmo2".split(), _ONE),
-    **dict.fromkeys("persimmon phi phi3 qwen3_moe seed_oss stablelm starcoder2".split(), _ONE),
-    **dict.fromkeys("cohere2 exaone4 gemma2 gemma3_text olmo3 qwen2 qwen2_moe qwen3 smollm3".split(), _PER_LAYER_TYPE),
-    **dict.fromkeys("biogpt falcon opt xglm".split(), _BY_MASK),
+    **dict.fromkeys(_BY_ONE_MASK, _ONE),
+    **dict.fromkeys(_BY_LAYER_TYPE, _PER_LAYER_TYPE),
+    **dict.fromkeys(("biogpt", "falcon", "opt", "xglm"), _BY_MASK),
     "gpt_oss": replace(_BY_MASK, masks="per_layer_type"),
     "gpt_neo": replace(_ONE, masks=None, reason="its local layers make their own masks"),
     "llama4_text": Capabilities(
