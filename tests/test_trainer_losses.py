@@ -230,7 +230,7 @@ HALF = [[LN3, LN3], [LN3, 0.0]], [[1.0, 0.0], [0.0, IGNORED]]  # losses A, B and
             [[1.0, 0.0]],
             (math.log(7) + math.log(9 / 2)) / 2,
         ),
-        # A wrong step counts against the correct ones before and after it: 7, then (1 + 2 + 6) / 2, (1 + 2 + 3 + 6) / 3.
+        # A wrong step counts against correct ones before and after it: 7, (1 + 2 + 6) / 2, (1 + 2 + 3 + 6) / 3.
         (
             {"ranking": "pqm", "bce_weight": 0.0, "margin": LN2},
             [[LN2, LN3, LN3]],
@@ -321,11 +321,10 @@ def test_what_is_ignored_has_no_part_and_no_gradient(options: dict[str, Any]) ->
     wide_labels = torch.cat([torch.nn.functional.pad(labels, (0, 4), value=IGNORED), padding])
     wider = torch.cat([wider, torch.ones_like(wider[:2])]).requires_grad_()
     value = loss(wider, wide_labels)
-    assert float(value) == pytest.approx(float(loss(logits, labels)), rel=1e-12)
     value.backward()
+    assert value.item() == pytest.approx(float(loss(logits, labels)), rel=1e-12)
     assert wider.grad is not None
     assert not wider.grad[wide_labels == IGNORED].any()
-    # A step without a gradient has a weight of 0, or it is the only one that a ranking could compare.
     assert wider.grad[wide_labels != IGNORED].any()
 
 
