@@ -13,6 +13,7 @@ from modeling_prm.processing_prm import EncodedSolution
 from modeling_prm.step_loss import IGNORED_LABEL
 
 from .labels import LabelFunction
+from .preparation import RECORD_NUMBER
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,17 @@ class PRMDataCollator:
 
     Called with rows of `input_ids`, `step_positions` and `labels` (see `tokenize_dataset`), it returns
     `input_ids` and `attention_mask` (B, L) int64, `step_positions` (B, S) int64 padded with -1 and
-    `labels` (B, S) float32 padded with -100.
+    `labels` (B, S) float32 padded with -100; and `record` (B,) int64, the records' numbers, if asked to.
 
     Args:
         processor: the model's processor.
         label_rules: from the labels of a whole solution to those that count; as they are by default.
+        with_records: whether the numbers of records that rows have are handed on.
     """
 
     processor: PRMProcessor
     label_rules: LabelFunction | None = None
+    with_records: bool = False
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         encoded = [
@@ -42,4 +45,7 @@ class PRMDataCollator:
             # The labels of steps that did not fit come last.
             kept = torch.tensor(row_labels[: item.num_steps], dtype=torch.float32)
             labels[index, : len(kept)] = kept
-        return {**batch, "labels": labels}
+        batch["labels"] = labels
+        if self.with_records and all(RECORD_NUMBER in row for row in features):
+            batch[RECORD_NUMBER] = torch.tensor([row[RECORD_NUMBER] for row in features])
+        return batch

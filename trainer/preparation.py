@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 RECORD_COLUMNS = ("problem", "steps", "labels")
 TOKEN_COLUMNS = ("input_ids", "step_positions", "labels")
+# The number of a record in the dataset that was given, from 0.
+RECORD_NUMBER = "record"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,9 @@ def tokenize_dataset(
         num_labels: the model's; with K classes, labels are class indices.
 
     Returns:
-        A dataset of `input_ids` (L ids), `step_positions` (S) and `labels` (floats) a record, and the counts. Labels
-        are those of all its steps, so that the first S belong to the steps that fit.
+        A dataset of `input_ids` (L ids), `step_positions` (S), `labels` (floats) and `record` (its number in the
+        column `record` of `dataset`, or from 0 without integers there) a record, and the counts. Labels are those of
+        all its steps, so that the first S belong to the steps that fit.
 
     Raises:
         ValueError: the dataset is empty or lacks columns, a record is not valid or does not fit, or no step
@@ -73,6 +76,9 @@ def tokenize_dataset(
     if len(dataset) == 0:
         raise ValueError("the dataset is empty; give at least one record")
     dataset = dataset.with_format(None)
+    numbers = dataset.features.get(RECORD_NUMBER)
+    if numbers is not None and "int" not in str(getattr(numbers, "dtype", "")):
+        dataset = dataset.remove_columns(RECORD_NUMBER)  # of another meaning
     tokenized = dataset.map(
         _tokenize_batch,
         batched=True,
@@ -106,6 +112,7 @@ _FEATURES = datasets.Features(
         "input_ids": datasets.List(datasets.Value("int64")),
         "step_positions": datasets.List(datasets.Value("int64")),
         "labels": datasets.List(datasets.Value("float32")),
+        RECORD_NUMBER: datasets.Value("int64"),
     }
 )
 
@@ -132,6 +139,7 @@ def _tokenize_batch(
         "input_ids": [item.input_ids for item in encoded],
         "step_positions": [item.step_positions for item in encoded],
         "labels": batch["labels"],
+        RECORD_NUMBER: batch.get(RECORD_NUMBER, indices),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import datasets
@@ -20,13 +21,17 @@ from modeling_prm.scoring import check_processor
 from modeling_prm.step_loss import IGNORED_LABEL
 from modeling_prm.step_loss import step_loss as masked_step_loss
 
+from .adapters import add_adapters, check_adapters, has_adapters, save_adapters
 from .arguments import PRMTrainingArguments
+from .checkpoints import check_whole, last_checkpoint, save_whole, saving_folder
 from .collator import PRMDataCollator
+from .guards import FiniteLossGuard, check_finite_weights, describe_records, warn_if_undefined
 from .labels import LabelRules, report_trained_steps
 from .losses import StepLoss, choose_step_loss
 from .metrics import bce_from_logits, import_sklearn_metrics, step_metrics
-from .preparation import TOKEN_COLUMNS, PreparationReport, tokenize_dataset
+from .preparation import RECORD_NUMBER, TOKEN_COLUMNS, PreparationReport, tokenize_dataset
 from .publishing import model_metrics, publish_folder
+from .trl_names import from_trl_columns
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +45,7 @@ class PRMTrainer(Trainer):
     loss over all labelled steps of the set.
 
     Args:
-        model: the PRM.
+        model: the PRM, also in adapters as `trainer.adapters.add_adapters` makes them.
         args: the options.
         train_dataset, eval_dataset: records (`problem`, `steps`, `labels`), or what `tokenize_dataset`
             makes of them. `eval_dataset` may be a dictionary of them by name.
@@ -51,6 +56,7 @@ class PRMTrainer(Trainer):
         step_loss: the training loss, where `args` leaves those options at their defaults.
         card: what the model card of pushes says beside what is known here: hyperparameters, evaluations and
             the backbone.
+        peft_config: a `peft.LoraConfig` or `trainer.adapters.AdapterArguments`; the model is put into such adapters.
 
     Attributes:
         evaluations: the metrics of the last evaluation of each set, by name as in `reports`; once the best
@@ -65,6 +71,7 @@ class PRMTrainer(Trainer):
     """
 
     data_collator: Any
+    _signature_columns: Any
 
     def __init__(
         self,
@@ -80,6 +87,7 @@ class PRMTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
         step_loss: StepLoss | None = None,
         card: CardData | None = None,
+        peft_config: Any = None,
     ) -> None:
         if not isinstance(args, PRMTrainingArguments):
             raise TypeError(f"args must be trainer.arguments.PRMTrainingArguments, got {type(args).__name__}")
@@ -97,6 +105,9 @@ class PRMTrainer(Trainer):
                 "leave head_learning_rate out"
             )
         check_processor(model, processing_class)
+        if peft_config is not None:
+            model = add_adapters(model, peft_config)
+        check_adapters(model, freeze_backbone=args.freeze_backbone)
         self._num_labels = model.config.num_labels
         self.step_loss = choose_step_loss(args.step_loss(self._num_labels), step_loss)
         rules = args.label_rules(model.config.class_weights)
@@ -112,6 +123,7 @@ class PRMTrainer(Trainer):
         self._evaluations_at: dict[int, dict[str, dict[str, float]]] = {}
         self.card = card or CardData()
         self._error_threshold = args.error_threshold
+        self._saving_checkpoint = False
         if args.disable_dropout:
             disable_dropout(model)
         if args.freeze_backbone:
@@ -137,7 +149,7 @@ class PRMTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or PRMDataCollator(processing_class, rules),
+            data_collator=data_collator or PRMDataCollator(processing_class, rules, with_records=True),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -146,6 +158,8 @@ class PRMTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self._guard = FiniteLossGuard(self.accelerator, describe_records(self.train_dataset, processing_class))
+        self.add_callback(self._guard)
 
     def train(
         self,
@@ -153,7 +167,19 @@ class PRMTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
-        """As in `Trainer`."""
+        """As in `Trainer`; True goes on from the last checkpoint in `args.output_dir` that is whole.
+
+        Raises:
+            NonFiniteLossError: the loss or gradient of an optimizer step is NaN or infinite.
+            CheckpointSaveError: a checkpoint could not be saved.
+            ValueError: there is no whole checkpoint to go on from.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} holds no whole checkpoint to go on from")
+        elif resume_from_checkpoint:
+            check_whole(resume_from_checkpoint)
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if self.model_wrapped is self.model and getattr(self.model, "_is_accelerate_prepared", False) and not sharded:
             # An evaluation before training marks the model as prepared; accelerate would then take it as it is,
@@ -162,6 +188,50 @@ class PRMTrainer(Trainer):
             self.accelerator._models.clear()
             self.model._is_accelerate_prepared = False
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: Any, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As in `Trainer`; the numbers of the records, if any, are for the guard and not for the model."""
+        records = inputs.pop(RECORD_NUMBER, None)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._guard.observe(loss, records)
+        return loss
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder: str = super()._get_output_dir(trial)
+        return saving_folder(folder) if self._saving_checkpoint else folder
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """As in `Trainer`, but whole or not at all."""
+        check_finite_weights(model, self.state.global_step)
+        folder = self._get_output_dir(trial)
+        self._saving_checkpoint = True
+        try:
+            checkpoint = save_whole(self, folder, partial(super()._save_checkpoint, model, trial))
+        finally:
+            self._saving_checkpoint = False
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(checkpoint)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As in `Trainer`; of a model in adapters, checkpoints hold the adapters and other saves the merged PRM."""
+        if not has_adapters(self.model):
+            super()._save(output_dir, state_dict)
+            return
+        save_adapters(
+            super()._save,
+            self.model,
+            self.processing_class,
+            output_dir or self.args.output_dir,
+            state_dict,
+            is_checkpoint=self._saving_checkpoint,
+            is_main_process=self.args.should_save,
+        )
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        warn_if_undefined(metrics, self.args, self.state.global_step)
+        return bool(super()._determine_best_metric(metrics, trial))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
@@ -267,8 +337,8 @@ class PRMTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As in `Trainer`, by the same way as `push_to_hub`."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
+        if self._saving_checkpoint or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return  # what is being saved is pushed when it is whole
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         try:
             publish_folder(
@@ -297,11 +367,15 @@ class PRMTrainer(Trainer):
     def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
         # What training leaves out of the labels is measured all the same.
         training_collator = self.data_collator
+        self._set_signature_columns_if_needed()
+        columns = self._signature_columns
         try:
             self.data_collator = training_collator if is_training else self._eval_collator
+            self._signature_columns = [*columns, RECORD_NUMBER] if is_training else columns
             return super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
             self.data_collator = training_collator
+            self._signature_columns = columns
 
     def _tokenized(
         self, dataset: Any, name: str, processor: PRMProcessor, args: PRMTrainingArguments
@@ -316,7 +390,7 @@ class PRMTrainer(Trainer):
         if all(column in dataset.column_names for column in TOKEN_COLUMNS):
             return dataset
         dataset, self.reports[name] = tokenize_dataset(
-            dataset,
+            from_trl_columns(dataset),
             processor,
             truncation=args.truncation,
             overlong_problems=args.overlong_problems,

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from transformers import set_seed
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 
 from hub_card.card import CARD_DATA_FILE, CardData
 from hub_card.errors import one_line_errors
@@ -21,8 +20,11 @@ from modeling_prm import PRMConfig, PRMForStepScoring, PRMProcessor
 
 from .adapters import ADAPTER_CONFIG, AdapterArguments, add_adapters, check_same_adapters
 from .arguments import DataArguments, ModelArguments, PRMTrainingArguments
+from .checkpoints import CheckpointSaveError, check_same_model, find_checkpoint, save_errors
 from .command_line import parse_options, set_up_logging
 from .data_files import is_hub_id
+from .guards import NonFiniteLossError
+from .preparation import RECORD_NUMBER
 from .prm_trainer import PRMTrainer
 from .publishing import describe_training
 from .readers import load_step_dataset
@@ -68,8 +70,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
                 datasets=tuple(source for source in data_args.train_data if is_hub_id(source)),
             ),
         )
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(_internal_call=True)
+    try:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        with save_errors("the model", args.output_dir):
+            trainer.save_model(_internal_call=True)
+    except (NonFiniteLossError, CheckpointSaveError):
+        with one_line_errors():
+            raise
     trainer.save_state()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
@@ -154,6 +161,9 @@ def load_data(
     """The training set, and the evaluation set or sets by name, if any."""
     train_set = _load_all(options.train_data, options, split=options.train_split)
     if options.eval_fraction:
+        # What is said about a record later has its number among all.
+        if RECORD_NUMBER not in train_set.column_names:
+            train_set = train_set.add_column(RECORD_NUMBER, np.arange(len(train_set)))
         return split_by_problem(train_set, options.eval_fraction, seed=seed)
     # A path may hold the sign itself, as the folders of partitioned data do.
     plain = [source for source in options.eval_data if "=" not in source or Path(source).exists()]
@@ -166,47 +176,6 @@ def load_data(
     if named:
         return train_set, {name: _load_all([path], options, split=options.eval_split) for name, _, path in named}
     return train_set, _load_all(plain, options, split=options.eval_split) if plain else None
-
-
-def find_checkpoint(args: PRMTrainingArguments) -> str | None:
-    """The checkpoint to go on from: the one named, or the last in `output_dir` for `last`.
-
-    Raises:
-        ValueError: there is none, the one named is none, or there are some and the options do not say to
-            go on from one.
-    """
-    folder = Path(args.output_dir)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    wanted = args.resume_from_checkpoint
-    if wanted is None and last is not None:
-        raise ValueError(
-            f"{folder} holds {Path(last).name} of an earlier run; go on from it with --resume-from-checkpoint last, or "
-            "name another --output-dir"
-        )
-    if wanted in ("last", "True", "true"):
-        if last is None:
-            raise ValueError(f"{folder} holds no checkpoint to go on from; leave out --resume-from-checkpoint")
-        return last
-    if wanted is not None and not (Path(wanted) / TRAINER_STATE_NAME).is_file():
-        raise ValueError(
-            f"{wanted} is no checkpoint of training, which holds {TRAINER_STATE_NAME}; give a folder such as "
-            f"{folder / 'checkpoint-100'}, or 'last'"
-        )
-    return wanted
-
-
-def check_same_model(model: PRMForStepScoring, checkpoint: str) -> None:
-    """Check that a checkpoint was trained with the layout of ids and the head of this model.
-
-    Raises:
-        ValueError: it was not; the message names the options.
-    """
-    saved = PRMConfig.from_pretrained(checkpoint)
-    names = [*model.config.layout, "head_type", "num_labels"]
-    different = [name for name in names if getattr(saved, name) != getattr(model.config, name)]
-    if different:
-        shown = "; ".join(f"{name} was {getattr(saved, name)!r}" for name in different)
-        raise ValueError(f"{checkpoint} was trained with other options: {shown}. Give the same ones to go on from it")
 
 
 def _load_all(sources: Sequence[str], options: DataArguments, *, split: str) -> datasets.Dataset:
