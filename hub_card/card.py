@@ -276,7 +276,7 @@ def escape(text: str) -> str:
     text = re.sub(r"(?m)^[^\S\n]+", "", text)
     # At the start of a line, these make lists and rules.
     text = re.sub(r"(?m)^([-+=])", r"\\\1", text)
-    return re.sub(r"(?m)^(\d+)([.)])", r"\1\\\2", text)
+    return re.sub(r"(?m)^(\d+)([.)])(?=\s|$)", r"\1\\\2", text)
 
 
 def cell(value: Any) -> str:

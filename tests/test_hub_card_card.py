@@ -357,6 +357,8 @@ def test_examples_are_python_that_gives_them_back(text: str) -> None:
         (escape, "  - x\n2. y", "\\- x\n2\\. y"),
         (cell, " a\n b\t| c", r"a b \| c"),
         (cell, 1e-05, "1e-05"),
+        (cell, 0.5, "0.5"),
+        (escape, "3.\n4)\tx\n5.", "3\\.\n4\\)\tx\n5\\."),
         (code_span, "org/name", "`org/name`"),
         (code_span, "a`b", "``a`b``"),
         (code_span, "`", "`` ` ``"),
