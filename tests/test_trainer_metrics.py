@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.metrics import bce_from_logits, step_metrics
+from trainer.metrics import bce_from_logits, class_targets, reliability_table, step_metrics
 
 # Six solutions. 0: first wrong step 1, found. 1: correct, judged so. 2: first wrong step 1, step 0 called.
 # 3: correct, step 0 called. 4: first wrong step 0, found. 5: no label at all, left out.
@@ -30,6 +30,9 @@ EXPECTED = {
     "average_precision": 2 / 4 * 2 / 3 + 1 / 4 * 3 / 5 + 1 / 4 * 4 / 8,
     # .01 + .16 + .64 + .09 + .16 + .49 + .04 + .81 + .01 + .04 + .01
     "brier": 2.46 / 11,
+    # In fifteenths: .1 .2.2 .3 .4 .6 .7 .8 .9.9.9, each bin's |sum of p - number correct|:
+    # .9 + |.4 - 0| + .7 + .4 + .4 + .3 + .8 + |2.7 - 3|
+    "ece": 4.2 / 11,
     "processbench_acc_error": 2 / 3,  # solutions 0 and 4 of 0, 2, 4
     "processbench_acc_correct": 1 / 2,  # solution 1 of 1, 3
     "processbench_f1": 4 / 7,  # 2 * 2/3 * 1/2 / (7/6)
@@ -69,7 +72,7 @@ def test_threshold_moves_what_is_called_wrong_and_nothing_else() -> None:
     assert got["error_recall"] == pytest.approx(2 / 4)
     assert got["processbench_acc_error"] == pytest.approx(2 / 3)
     assert got["processbench_acc_correct"] == pytest.approx(1 / 2)
-    for key in ("roc_auc", "average_precision", "brier", "error_share"):
+    for key in ("roc_auc", "average_precision", "brier", "ece", "error_share"):
         assert got[key] == pytest.approx(EXPECTED[key])
 
 
@@ -147,6 +150,39 @@ ONE = np.ones((1, 2))
 def test_bad_arguments(error: type[Exception], message: str, probs: Any, labels: Any, options: dict[str, Any]) -> None:
     with pytest.raises(error, match=message):
         step_metrics(probs, labels, **options)
+
+
+def test_reliability_by_hand_in_four_bins() -> None:
+    probs = np.array([[0.0, 0.1, 0.25], [0.3, 1.0, 0.9]], np.float32)
+    labels = np.array([[0.0, 1.0, 0.5], [1.0, 1.0, -100.0]], np.float32)
+    table = reliability_table(probs, labels, bins=4)
+    # [0, .25): .0 and .1, one of two correct. [.25, .5): .25 and .3, labels .5 and 1. [.75, 1]: 1.
+    assert table.counts == (2, 2, 0, 1)
+    assert table.mean_probs == pytest.approx((0.05, 0.275, math.nan, 1.0), nan_ok=True)
+    assert table.mean_labels == pytest.approx((0.5, 0.75, math.nan, 1.0), nan_ok=True)
+    assert table.ece == pytest.approx((2 * 0.45 + 2 * 0.475) / 5)
+    assert reliability_table(probs, labels, bins=1).ece == pytest.approx(abs(1.65 / 5 - 3.5 / 5))
+    with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
+        reliability_table(probs, labels, bins=0)
+    with pytest.raises(ValueError, match="got nan and in all 6 such"):
+        reliability_table(np.full((2, 3), np.nan), np.ones((2, 3)))
+
+
+def test_probabilities_that_hold_have_almost_no_calibration_error() -> None:
+    rng = np.random.default_rng(0)
+    probs = rng.random((400, 100))
+    labels = (rng.random((400, 100)) < probs).astype(float)
+    # By chance, a bin of 40,000 / 15 steps is off by about sqrt(p (1 - p) / 2667) < 0.01.
+    assert step_metrics(probs, labels)["ece"] < 0.01
+    # Too sure: 0.5 + 1.5 (p - 0.5) is off by half its distance from 0.5.
+    sharp = np.clip(0.5 + 1.5 * (probs - 0.5), 0.0, 1.0)
+    assert step_metrics(sharp, labels)["ece"] == pytest.approx(np.abs(sharp - probs).mean(), abs=0.01)
+
+
+def test_classes_become_how_much_they_count() -> None:
+    labels = np.array([[0.0, 1.0, 2.0, -100.0]], np.float32)
+    assert class_targets(labels, (1.0, 0.25, 0.0)).tolist() == [[1.0, 0.25, 0.0, -100.0]]
+    assert class_targets(labels, None) is labels
 
 
 def test_bce_of_known_logits() -> None:

@@ -7,6 +7,8 @@ marks a step that is padding or has no label, and whatever stands beside it is n
 """
 
 import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -18,8 +20,11 @@ from modeling_prm.step_loss import IGNORED_LABEL
 FloatArray = npt.NDArray[np.floating[Any]]
 BoolArray = npt.NDArray[np.bool_]
 
-_CORRECT_FROM = 0.5
+CORRECT_FROM = 0.5
 """A soft label from here on counts as correct wherever a metric needs two classes."""
+
+CALIBRATION_BINS = 15
+"""As many bins of equal width as Guo et al. take (arXiv 1706.04599)."""
 
 
 def step_metrics(step_probs: FloatArray, labels: FloatArray, *, threshold: float = 0.5) -> dict[str, float]:
@@ -53,6 +58,8 @@ def step_metrics(step_probs: FloatArray, labels: FloatArray, *, threshold: float
           1 - p; chance is `error_share`, no threshold is involved. NaN where no step is wrong.
         - `brier`: mean of (p - label)^2, soft labels as they are; lower is better, 0.25 is what a
           constant 0.5 gets on hard labels (Brier, 1950).
+        - `ece`: expected calibration error, the mean distance of probability and share of correct steps in
+          15 bins of equal width, see `reliability_table`; lower is better, no threshold is involved.
 
         Over solutions with a labelled step, by the protocol of ProcessBench (arXiv 2412.06559), of which
         the unlabelled steps are left out; the prediction is the first step called wrong, or none:
@@ -76,12 +83,12 @@ def step_metrics(step_probs: FloatArray, labels: FloatArray, *, threshold: float
             [0, 1] nor -100, or a probability of a labelled step or the threshold is not in [0, 1].
     """
     sklearn_metrics = import_sklearn_metrics()
-    mask = _check_labelled("step_probs", step_probs, labels)
+    mask = check_labelled("step_probs", step_probs, labels)
     _check_threshold(threshold)
     probs, targets = step_probs[mask], labels[mask].astype(np.float64)
     _check_probs(probs)
 
-    is_error = targets < _CORRECT_FROM
+    is_error = targets < CORRECT_FROM
     called_error = probs < threshold
     precision, recall, f1, _ = sklearn_metrics.precision_recall_fscore_support(
         is_error, called_error, average="binary", pos_label=True, zero_division=0.0
@@ -105,6 +112,7 @@ def step_metrics(step_probs: FloatArray, labels: FloatArray, *, threshold: float
         "average_precision": float(average_precision),
         # brier_score_loss takes hard labels only.
         "brier": float(np.mean((probs.astype(np.float64) - targets) ** 2)),
+        "ece": _reliability(probs, targets, CALIBRATION_BINS).ece,
         **_processbench(step_probs, labels, mask, threshold),
         "error_share": error_share,
         "majority_accuracy": max(error_share, 1.0 - error_share),
@@ -132,16 +140,84 @@ def bce_from_logits(logits: FloatArray, labels: FloatArray) -> float:
         ValueError: If the arrays are not of one shape (N, S), no step is labelled, or a label is neither
             in [0, 1] nor -100.
     """
-    mask = _check_labelled("logits", logits, labels)
+    mask = check_labelled("logits", logits, labels)
     x, y = logits[mask].astype(np.float64), labels[mask].astype(np.float64)
     with np.errstate(invalid="ignore"):
         losses = np.maximum(x, 0.0) - x * y + np.log1p(np.exp(-np.abs(x)))
     return float(losses.mean())
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityTable:
+    """How often steps of about one probability are correct.
+
+    Args:
+        counts: labelled steps in each of M bins; bin m holds the probabilities from m / M on and below
+            (m + 1) / M, the last one 1 too.
+        mean_probs, mean_labels: their mean probability and mean label in each bin, NaN in an empty one.
+    """
+
+    counts: tuple[int, ...]
+    mean_probs: tuple[float, ...]
+    mean_labels: tuple[float, ...]
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: |mean probability - mean label| of the bins, weighted by their counts."""
+        rows = zip(self.counts, self.mean_probs, self.mean_labels, strict=True)
+        return sum(count * abs(prob - label) for count, prob, label in rows if count) / sum(self.counts)
+
+
+def reliability_table(step_probs: FloatArray, labels: FloatArray, *, bins: int = CALIBRATION_BINS) -> ReliabilityTable:
+    """Sort the labelled steps into bins of equal width by their probability.
+
+    Guo et al. (arXiv 1706.04599) bin the confidence in the predicted class; here it is the probability
+    that the step is correct, which is what users of a PRM read. Soft labels count as they are.
+
+    Args:
+        step_probs: Float (N, S), the probability in [0, 1] that a step is correct; anything where there
+            is no label.
+        labels: Float (N, S), in [0, 1], -100 where there is no label.
+        bins: How many, at least 1.
+
+    Raises:
+        TypeError: If an array is not a floating-point NumPy array.
+        ValueError: If `bins` is below 1, or as in `step_metrics`.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    mask = check_labelled("step_probs", step_probs, labels)
+    _check_probs(step_probs[mask])
+    return _reliability(step_probs[mask], labels[mask].astype(np.float64), bins)
+
+
+def _reliability(probs: FloatArray, targets: FloatArray, bins: int) -> ReliabilityTable:
+    probs = probs.astype(np.float64)
+    place = np.minimum((probs * bins).astype(np.int64), bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        mean_probs, mean_labels = (np.bincount(place, values, minlength=bins) / counts for values in (probs, targets))
+    return ReliabilityTable(
+        counts=tuple(counts.tolist()), mean_probs=tuple(mean_probs.tolist()), mean_labels=tuple(mean_labels.tolist())
+    )
+
+
+def class_targets(labels: FloatArray, class_weights: Sequence[float] | None) -> FloatArray:
+    """Labels as probabilities to be correct: class indices (N, S) by how much each class counts as correct.
+
+    Args:
+        labels: Float (N, S), -100 where there is no label.
+        class_weights: Those of the model's config; None leaves the labels of one logit as they are.
+    """
+    if class_weights is None:
+        return labels
+    weights = np.array(class_weights, dtype=labels.dtype)
+    return np.where(labels == IGNORED_LABEL, labels, weights[np.maximum(labels, 0).astype(np.int64)])
+
+
 def _processbench(step_probs: FloatArray, labels: FloatArray, mask: BoolArray, threshold: float) -> dict[str, float]:
-    true_index = _first_true((labels < _CORRECT_FROM) & mask)
-    found = _first_true((step_probs < threshold) & mask) == true_index
+    true_index = first_true((labels < CORRECT_FROM) & mask)
+    found = first_true((step_probs < threshold) & mask) == true_index
     has_error = true_index >= 0
     all_correct = mask.any(axis=1) & ~has_error
     acc_error = float(found[has_error].mean()) if has_error.any() else float("nan")
@@ -154,7 +230,7 @@ def _processbench(step_probs: FloatArray, labels: FloatArray, mask: BoolArray, t
     }
 
 
-def _first_true(flags: BoolArray) -> npt.NDArray[np.int64]:
+def first_true(flags: BoolArray) -> npt.NDArray[np.int64]:
     """Index of the first True of each row of a bool (N, S) with S > 0, -1 where there is none: int64 (N,)."""
     return np.where(flags.any(axis=1), flags.argmax(axis=1), -1).astype(np.int64)
 
@@ -188,7 +264,7 @@ def _check_same_shape(name: str, array: FloatArray, other_name: str, other: npt.
         )
 
 
-def _check_labelled(name: str, array: FloatArray, labels: FloatArray) -> BoolArray:
+def check_labelled(name: str, array: FloatArray, labels: FloatArray) -> BoolArray:
     """Check an array and labels, both (N, S), and return where there are labels: bool (N, S)."""
     _check_float_array(name, array)
     _check_float_array("labels", labels)
