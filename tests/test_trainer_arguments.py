@@ -57,6 +57,8 @@ TRAINING_OPTIONS = {
     "ranking_margin": 4.0,
     "bce_weight": 1.0,
     "disable_dropout": False,
+    "packing": "none",
+    "dataset_num_proc": None,
 }
 
 
@@ -99,6 +101,8 @@ def test_names_are_in_one_dataclass_only_and_explained() -> None:
         ({"average_tokens_across_devices": False}, "the number of processes; leave it at True"),
         ({"truncation": "cut"}, r"truncation must be one of \('drop', 'error'\), got 'cut'"),
         ({"overlong_problems": "drop"}, r"overlong_problems must be one of \('error', 'skip'\), got 'drop'"),
+        ({"packing": "tight"}, r"packing must be one of \('none', 'pack', 'share'\), got 'tight'"),
+        ({"dataset_num_proc": 0}, "dataset_num_proc must be None or at least 1, got 0"),
         ({"error_threshold": 1.01}, r"error_threshold must be in \[0, 1\], got 1.01"),
         ({"error_threshold": float("nan")}, r"error_threshold must be in \[0, 1\], got nan"),
         ({"head_learning_rate": -1e-5}, "head_learning_rate must be None or at least 0, got -1e-05"),

@@ -42,7 +42,7 @@ def lengths(processor: PRMProcessor, row: dict[str, Any]) -> list[int]:
 
 def test_each_record_becomes_ids_positions_and_labels(processor: PRMProcessor) -> None:
     tokenized, report = tokenize_dataset(datasets.Dataset.from_list(ROWS), processor)
-    assert tokenized.column_names == ["input_ids", "step_positions", "labels", "record"]
+    assert tokenized.column_names == ["input_ids", "step_positions", "labels", "record", "problem_id"]
     for row, record in zip(ROWS, tokenized, strict=True):
         ends = lengths(processor, row)
         assert record["step_positions"] == [end - 1 for end in ends]

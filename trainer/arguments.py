@@ -12,6 +12,7 @@ from modeling_prm import PRMConfig
 
 from .labels import LabelRules
 from .losses import StepLoss
+from .packing import PACKING
 from .trl_names import explain_trl_names
 
 
@@ -134,6 +135,12 @@ class PRMTrainingArguments(TrainingArguments):
         pos_weight, label_smoothing, step_weighting, bce_weight, ranking_weight: as in `trainer.losses.StepLoss`.
         loss_normalization, ranking_loss, ranking_margin: its `normalization`, `ranking` and `margin`.
         disable_dropout: set every dropout of backbone and head to 0.
+        packing: how the solutions of a micro-batch are laid out: `"none"`, each in a padded row; `"pack"`, in the
+            rows of at most `max_length` tokens that cost least; `"share"`, so too, and those of one problem come one
+            after the other and share its tokens. `per_device_train_batch_size` counts solutions all the same, so
+            `"pack"` changes neither what a step learns from nor its loss, only its speed. What the backbone cannot do
+            is left out with a warning (`modeling_prm.capabilities`).
+        dataset_num_proc: how many processes tokenize.
 
     Raises:
         ValueError: an option has a value outside those allowed; or `label_smoothing_factor` is set, which
@@ -191,6 +198,14 @@ class PRMTrainingArguments(TrainingArguments):
     ranking_margin: float = field(default=4.0, metadata={"help": "Margin of the ranking loss 'pqm'."})
     bce_weight: float = field(default=1.0, metadata={"help": "Factor on the cross-entropy; 0 trains on ranking alone."})
     disable_dropout: bool = field(default=False, metadata={"help": "Set every dropout to 0."})
+    packing: Literal["none", "pack", "share"] = field(
+        default="none",
+        metadata={
+            "help": "'pack' puts the solutions of a batch into rows without padding, which changes the speed alone; "
+            "'share' also lets those of one problem come together and compute its tokens once.",
+        },
+    )
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize the data."})
 
     def __post_init__(self) -> None:
         if self.label_smoothing_factor != 0:
@@ -207,9 +222,15 @@ class PRMTrainingArguments(TrainingArguments):
             )
         if self.head_learning_rate is not None and not self.head_learning_rate >= 0.0:
             raise ValueError(f"head_learning_rate must be None or at least 0, got {self.head_learning_rate}")
-        for name, allowed in (("truncation", ("drop", "error")), ("overlong_problems", ("error", "skip"))):
+        for name, allowed in (
+            ("truncation", ("drop", "error")),
+            ("overlong_problems", ("error", "skip")),
+            ("packing", PACKING),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if self.dataset_num_proc is not None and self.dataset_num_proc < 1:
+            raise ValueError(f"dataset_num_proc must be None or at least 1, got {self.dataset_num_proc}")
         if not 0.0 <= self.error_threshold <= 1.0:
             raise ValueError(f"error_threshold must be in [0, 1], got {self.error_threshold}")
         self.step_loss()

@@ -25,6 +25,7 @@ from torch.utils.data import Sampler
 from modeling_prm.capabilities import Capabilities, find_capabilities
 
 from .collator import PRMDataCollator
+from .preparation import PROBLEM_ID
 
 logger = logging.getLogger(__name__)
 
@@ -120,16 +121,27 @@ class PackingCollator(PRMDataCollator):
         return {**batch, **packed}
 
 
-def model_inputs(batch: dict[str, Any], packing: Packing, dtype: torch.dtype) -> dict[str, Any]:
-    """A batch of `PackingCollator` as the model takes it, with masks where these keep sequences apart.
+def unpack(
+    model: Any, batch: dict[str, Any], packing: Packing, dtype: torch.dtype
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """A packed batch as inputs, and the model as a function of them that gives logits (N, S), or (N, S, K).
 
     Args:
+        model: the PRM, perhaps wrapped for several processes.
+        batch: from `PackingCollator`.
+        packing: its layout.
         dtype: of the backbone.
     """
     inputs = {name: value for name, value in batch.items() if name not in (STEP_INDEX, READERS_END)}
     if READERS_END in batch:
         inputs["attention_mask"] = _masks(batch[READERS_END], batch["position_ids"], packing.capabilities, dtype)
-    return inputs
+
+    def run(**inputs: Any) -> Any:
+        outputs = model(**inputs)
+        outputs["logits"] = logits_of_solutions(outputs["logits"], batch[STEP_INDEX])
+        return outputs
+
+    return run, inputs
 
 
 def logits_of_solutions(logits: torch.Tensor, step_index: torch.Tensor) -> torch.Tensor:
@@ -165,6 +177,18 @@ class ProblemSampler(Sampler[int]):
             records = problems[number]
             for place in torch.randperm(len(records), generator=generator).tolist():
                 yield records[place]
+
+
+def problem_sampler(dataset: Any, *, seed: int, epoch: Callable[[], int]) -> ProblemSampler | None:
+    """A `ProblemSampler` of a tokenized dataset, or None, with a warning, where it does not tell problems apart."""
+    if PROBLEM_ID not in (getattr(dataset, "column_names", None) or ()):
+        logger.warning(
+            "the training set has no column %r, as tokenize_dataset of this release writes it, so that no solutions "
+            "share their problem",
+            PROBLEM_ID,
+        )
+        return None
+    return ProblemSampler(dataset.with_format(None)[PROBLEM_ID], seed=seed, epoch=epoch)
 
 
 @dataclass(frozen=True)
@@ -231,7 +255,7 @@ def _groups(features: Sequence[dict[str, Any]], *, shares: bool) -> list[Group]:
     """The records of each problem, or each record alone."""
     by_problem: dict[Any, list[int]] = {}
     for record, row in enumerate(features):
-        key = row.get("problem_id") if shares else None
+        key = row.get(PROBLEM_ID) if shares else None
         by_problem.setdefault(("record", record) if key is None else key, []).append(record)
     groups = []
     for records in by_problem.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from modeling_prm import PRMProcessor
 from modeling_prm.step_loss import IGNORED_LABEL
 
 from .records import StepRecord
+from .token_cache import tokens_file, tokens_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +21,8 @@ RECORD_COLUMNS = ("problem", "steps", "labels")
 TOKEN_COLUMNS = ("input_ids", "step_positions", "labels")
 # The number of a record in the dataset that was given, from 0.
 RECORD_NUMBER = "record"
+# A number of a record's problem, the same wherever the text is the same.
+PROBLEM_ID = "problem_id"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +48,11 @@ def tokenize_dataset(
     truncation: str = "drop",
     overlong_problems: str = "error",
     num_labels: int = 1,
+    num_proc: int | None = None,
 ) -> tuple[datasets.Dataset, PreparationReport]:
     """Tokenize records as the processor does for scoring; labels go where their steps go.
+
+    What was tokenized is kept in the cache of `datasets` and taken from there the next time, see `token_cache`.
 
     Args:
         dataset: columns `problem`, `steps` and `labels`, as `trainer.readers.load_step_dataset` gives them.
@@ -53,11 +60,12 @@ def tokenize_dataset(
         truncation: `"drop"` leaves out whole steps that do not fit, with their labels; `"error"` raises.
         overlong_problems: `"error"` raises where no step of a record fits, `"skip"` leaves the record out.
         num_labels: the model's; with K classes, labels are class indices.
+        num_proc: how many processes tokenize; by default this one alone.
 
     Returns:
-        A dataset of `input_ids` (L ids), `step_positions` (S), `labels` (floats) and `record` (its number in the
-        column `record` of `dataset`, or from 0 without integers there) a record, and the counts. Labels are those of
-        all its steps, so that the first S belong to the steps that fit.
+        A dataset of `input_ids` (L ids), `step_positions` (S), `labels` (floats), `problem_id` (an integer) and
+        `record` (its number in the column `record` of `dataset`, or from 0 without integers there) a record, and the
+        counts. Labels are those of all its steps, so that the first S belong to the steps that fit.
 
     Raises:
         ValueError: the dataset is empty or lacks columns, a record is not valid or does not fit, or no step
@@ -79,13 +87,19 @@ def tokenize_dataset(
     numbers = dataset.features.get(RECORD_NUMBER)
     if numbers is not None and "int" not in str(getattr(numbers, "dtype", "")):
         dataset = dataset.remove_columns(RECORD_NUMBER)  # of another meaning
+    options = {"truncation": truncation, "num_labels": num_labels}
+    code = (type(processor), StepRecord, _tokenize_batch)
+    fingerprint = tokens_fingerprint(dataset, processor, options, code)
     tokenized = dataset.map(
         _tokenize_batch,
         batched=True,
         with_indices=True,
         remove_columns=dataset.column_names,
-        fn_kwargs={"processor": processor, "truncation": truncation, "num_labels": num_labels},
+        fn_kwargs={"processor": processor, **options},
         features=_FEATURES,
+        num_proc=num_proc,
+        new_fingerprint=fingerprint,
+        cache_file_name=tokens_file(dataset, fingerprint),
         desc="Tokenizing",
     )
     tokenized = _without_overlong(tokenized, processor, overlong_problems)
@@ -113,6 +127,7 @@ _FEATURES = datasets.Features(
         "step_positions": datasets.List(datasets.Value("int64")),
         "labels": datasets.List(datasets.Value("float32")),
         RECORD_NUMBER: datasets.Value("int64"),
+        PROBLEM_ID: datasets.Value("int64"),
     }
 )
 
@@ -140,7 +155,12 @@ def _tokenize_batch(
         "step_positions": [item.step_positions for item in encoded],
         "labels": batch["labels"],
         RECORD_NUMBER: batch.get(RECORD_NUMBER, indices),
+        PROBLEM_ID: [_problem_id(problem) for problem in batch["problem"]],
     }
+
+
+def _problem_id(problem: str) -> int:
+    return int.from_bytes(hashlib.blake2b(problem.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def _check_record(problem: Any, steps: list[Any], labels: list[Any], num_labels: int) -> None:

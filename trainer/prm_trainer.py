@@ -29,7 +29,8 @@ from .guards import FiniteLossGuard, check_finite_weights, describe_records, war
 from .labels import LabelRules, report_trained_steps
 from .losses import StepLoss, choose_step_loss
 from .metrics import bce_from_logits, import_sklearn_metrics, step_metrics
-from .preparation import RECORD_NUMBER, TOKEN_COLUMNS, PreparationReport, tokenize_dataset
+from .packing import STEP_INDEX, Packing, PackingCollator, choose_packing, problem_sampler, unpack
+from .preparation import PROBLEM_ID, RECORD_NUMBER, TOKEN_COLUMNS, PreparationReport, tokenize_dataset
 from .publishing import model_metrics, publish_folder
 from .trl_names import from_trl_columns
 
@@ -62,6 +63,7 @@ class PRMTrainer(Trainer):
         evaluations: the metrics of the last evaluation of each set, by name as in `reports`; once the best
             model is loaded at the end, those of that model.
         evaluation_steps: the optimizer step of each of them.
+        packing: how training lays solutions out in rows, None where each has a padded row.
         reports: a `PreparationReport` for each dataset that was tokenized here, by name (`"train"`,
             `"eval"` or the name of the evaluation set).
 
@@ -116,6 +118,10 @@ class PRMTrainer(Trainer):
                 "soft_labels, label_threshold, after_first_error and train_on_last_step_only work in our collator; "
                 "leave them at their defaults, or data_collator out"
             )
+        if data_collator is not None and args.packing != "none":
+            raise ValueError(
+                f"packing={args.packing!r} works in our collator; leave it at 'none', or data_collator out"
+            )
         self._eval_collator: Any = data_collator or PRMDataCollator(processing_class, rules.for_evaluation())
         self.reports: dict[str, PreparationReport] = {}
         self.evaluations: dict[str, dict[str, float]] = {}
@@ -124,6 +130,7 @@ class PRMTrainer(Trainer):
         self.card = card or CardData()
         self._error_threshold = args.error_threshold
         self._saving_checkpoint = False
+        self.packing: Packing | None = None
         if args.disable_dropout:
             disable_dropout(model)
         if args.freeze_backbone:
@@ -160,6 +167,12 @@ class PRMTrainer(Trainer):
         )
         self._guard = FiniteLossGuard(self.accelerator, describe_records(self.train_dataset, processing_class))
         self.add_callback(self._guard)
+        if self.train_dataset is not None:
+            self.packing = choose_packing(args.packing, self.model, processing_class.max_length)
+        if self.packing is not None:
+            if self.accelerator.dispatch_batches:
+                raise ValueError("dispatch_batches=True cuts packed batches apart; leave it out, or packing at 'none'")
+            self.data_collator = PackingCollator(processing_class, rules, with_records=True, packing=self.packing)
 
     def train(
         self,
@@ -245,6 +258,18 @@ class PRMTrainer(Trainer):
             return None
         counts = torch.stack([self.step_loss.counts(batch["labels"]) for batch in batch_samples]).sum(dim=0)
         return self.accelerator.gather(counts.to(device).unsqueeze(0)).sum(dim=0)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """As in `Trainer`; the logits of packed rows are put into the order of the solutions before the loss."""
+        if self.packing is not None and STEP_INDEX in inputs:
+            model, inputs = unpack(model, inputs, self.packing, self.model.backbone.dtype)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _compute_step_loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
@@ -371,11 +396,22 @@ class PRMTrainer(Trainer):
         columns = self._signature_columns
         try:
             self.data_collator = training_collator if is_training else self._eval_collator
-            self._signature_columns = [*columns, RECORD_NUMBER] if is_training else columns
+            if is_training:
+                self._signature_columns = [*columns, RECORD_NUMBER, *([PROBLEM_ID] if self.packing else [])]
             return super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
             self.data_collator = training_collator
             self._signature_columns = columns
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """As in `Trainer`; where solutions share their problem's tokens, those of a problem come together."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.packing is not None and self.packing.shares and self.args.train_sampling_strategy == "random":
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            sampler = problem_sampler(dataset, seed=seed, epoch=lambda: int(self.state.epoch or 0))
+            if sampler is not None:
+                return sampler
+        return super()._get_train_sampler(train_dataset)
 
     def _tokenized(
         self, dataset: Any, name: str, processor: PRMProcessor, args: PRMTrainingArguments
@@ -389,13 +425,16 @@ class PRMTrainer(Trainer):
             )
         if all(column in dataset.column_names for column in TOKEN_COLUMNS):
             return dataset
-        dataset, self.reports[name] = tokenize_dataset(
-            from_trl_columns(dataset),
-            processor,
-            truncation=args.truncation,
-            overlong_problems=args.overlong_problems,
-            num_labels=self._num_labels,
-        )
+        # One process of a machine writes the tokens, and the others read what it wrote.
+        with args.main_process_first(local=True, desc=f"tokenizing {name}"):
+            dataset, self.reports[name] = tokenize_dataset(
+                from_trl_columns(dataset),
+                processor,
+                truncation=args.truncation,
+                overlong_problems=args.overlong_problems,
+                num_labels=self._num_labels,
+                num_proc=args.dataset_num_proc,
+            )
         return dataset
 
     def _compute_step_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
