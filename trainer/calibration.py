@@ -48,17 +48,18 @@ def fit_temperature(logits: FloatArray, labels: FloatArray) -> float:
         raise ValueError("at least one labelled step is needed, got none")
     if not np.isfinite(x).all():
         raise ValueError("the logits of labelled steps must be finite; NaN or infinity: the model has diverged")
+    x = x if x.ndim == 1 else x - x.max(axis=1, keepdims=True)
 
     def slope(inverse: float) -> float:
         if x.ndim == 1:
             # The sigmoid by tanh, which does not overflow.
             return float(np.mean((0.5 + 0.5 * np.tanh(0.5 * inverse * x) - y) * x))
-        powers = np.exp(inverse * (x - x.max(axis=1, keepdims=True)))
+        powers = np.exp(inverse * x)
         probs = powers / powers.sum(axis=1, keepdims=True)
         return float(np.mean((probs * x).sum(axis=1) - x[np.arange(len(x)), y.astype(np.int64)]))
 
     low, high = math.log(1.0 / _HIGHEST), math.log(1.0 / _LOWEST)
-    if slope(math.exp(low)) >= 0.0:
+    if slope(math.exp(low)) > 0.0 or not x.any():
         raise ValueError(
             f"these labels want the logits divided by {_HIGHEST:g} or more: they do not tell right from wrong steps"
         )
