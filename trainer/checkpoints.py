@@ -104,7 +104,7 @@ def check_same_model(model: PRMForStepScoring, checkpoint: str) -> None:
         ValueError: it was not; the message names the options.
     """
     saved = PRMConfig.from_pretrained(checkpoint)
-    names = [*model.config.layout, "head_type", "num_labels"]
+    names = [*model.config.layout, "head_type", "num_labels", "class_weights"]
     different = [name for name in names if getattr(saved, name) != getattr(model.config, name)]
     if different:
         shown = "; ".join(f"{name} was {getattr(saved, name)!r}" for name in different)

@@ -30,6 +30,7 @@ class Reader:
         read: Makes the records of one row.
         drop_duplicates: Whether records equal to an earlier one are dropped, for formats that repeat a
             solution in many rows.
+        found_by_columns: Whether `format="auto"` may take it; False where another format has its columns.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Reader:
     json_columns: tuple[str, ...]
     read: Callable[[Row], list[StepRecord]]
     drop_duplicates: bool = False
+    found_by_columns: bool = True
 
 
 def read_plain(row: Row) -> list[StepRecord]:
@@ -53,7 +55,8 @@ def read_plain(row: Row) -> list[StepRecord]:
         if 0 in numbers:
             raise ValueError(
                 "labels hold both -1 and 0: with -1 for incorrect a 0 is neutral, and what neutral counts "
-                "as is a choice; write 1 (correct), -1 (incorrect) or null (no label) in its place"
+                "as is a choice; write 1 (correct), -1 (incorrect) or null (no label) in its place, or class "
+                "indices for a model of three classes, in the format 'classes'"
             )
         if others := [number for number in numbers if number not in (1, -1, IGNORED_LABEL)]:
             raise ValueError(
@@ -64,6 +67,18 @@ def read_plain(row: Row) -> list[StepRecord]:
         floats = tuple(0.0 if label == -1 else label for label in floats)
     steps = _to_tuple("steps", row["steps"])
     return [StepRecord(problem=row["problem"], steps=steps, labels=floats, problem_group=row.get("problem_group"))]
+
+
+def read_classes(row: Row) -> list[StepRecord]:
+    """`problem`, `steps`, and `labels` as class indices 0, 1, 2, ..., null or -100 for no label.
+
+    For PRMs of several classes a step, as right, neutral and wrong. Nothing in a row tells an index from a label of
+    the plain format, so this one is never found by its columns. Otherwise as `read_plain`.
+    """
+    labels = tuple(IGNORED_LABEL if label is None else label for label in _to_tuple("labels", row["labels"]))
+    steps = _to_tuple("steps", row["steps"])
+    group = row.get("problem_group")
+    return [StepRecord(problem=row["problem"], steps=steps, labels=labels, problem_group=group, classes=True)]
 
 
 def read_trl(row: Row) -> list[StepRecord]:
@@ -129,6 +144,13 @@ READERS: dict[str, Reader] = {
             json_columns=("original_process", "modified_process", "error_steps"),
             read=read_prmbench,
             drop_duplicates=True,
+        ),
+        Reader(
+            name="classes",
+            columns=("problem", "steps", "labels"),
+            json_columns=("steps", "labels"),
+            read=read_classes,
+            found_by_columns=False,
         ),
     )
 }

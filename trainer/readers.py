@@ -99,8 +99,8 @@ def load_step_dataset(
 
     Returns:
         A dataset with the columns `problem` (string), `steps` (list of string), `labels` (list of
-        float32: 1 correct, 0 incorrect, between them soft, -100 no label) and `problem_group` (string or
-        null); one row a record.
+        float32: 1 correct, 0 incorrect, between them soft, -100 no label; class indices with the format
+        `classes`) and `problem_group` (string or null); one row a record.
     """
     records, report = read_step_records(
         path, format=format, on_bad_row=on_bad_row, rejected_file=rejected_file, split=split
@@ -217,14 +217,15 @@ def _choose_reader(
 
 
 def _find_reader(columns: set[str], place: str) -> Reader:
-    found = [reader for reader in READERS.values() if columns.issuperset(reader.columns)]
+    readers = [reader for reader in READERS.values() if reader.found_by_columns]
+    found = [reader for reader in readers if columns.issuperset(reader.columns)]
     if len(found) == 1:
         return found[0]
     got = ", ".join(sorted(map(str, columns)))
     if found:
         names = " or ".join(repr(reader.name) for reader in found)
         raise ValueError(f"{place}: the columns fit more than one format ({got}); pass format={names}")
-    needed = "; ".join(f"{reader.name} needs {', '.join(reader.columns)}" for reader in READERS.values())
+    needed = "; ".join(f"{reader.name} needs {', '.join(reader.columns)}" for reader in readers)
     raise ValueError(
         f"{place}: no format has these columns: got {got}; {needed}; rename the columns, or pass format= "
         "if only this row lacks some"

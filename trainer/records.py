@@ -17,20 +17,23 @@ class StepRecord:
         steps: The solution's steps in order, at least one, none empty or only whitespace.
         labels: One number a step: 1.0 correct, 0.0 incorrect, a number between them a soft label
             (an estimate of the probability that the step is correct), -100.0 (`IGNORED_LABEL`) no label.
+            With `classes`, class indices 0, 1, 2, ... in their place.
         problem_group: The text that this problem is a version of, where it is one. Records of one group,
             like those of one problem, stay on one side of a split.
+        classes: Whether labels are class indices, for models of several classes a step.
 
     Raises:
         TypeError: If a field or an entry of it has the wrong type. Labels are ints or floats; a bool is
             refused, since `True` and `1.0` meet silently in one column and are then re-cast together.
         ValueError: If a text is empty or cannot be stored (a NUL byte, half of a surrogate pair), the
-            numbers of steps and labels differ, or a label is neither in [0, 1] nor -100.
+            numbers of steps and labels differ, or a label is neither in [0, 1] (or a class index) nor -100.
     """
 
     problem: str
     steps: tuple[str, ...]
     labels: tuple[float, ...]
     problem_group: str | None = None
+    classes: bool = False
 
     def __post_init__(self) -> None:
         _check_text("problem", self.problem)
@@ -50,12 +53,12 @@ class StepRecord:
                 f"{len(self.steps)} steps; label a step that has none with {IGNORED_LABEL:g}"
             )
         for number, label in enumerate(self.labels, start=1):
-            _check_label(label, where=f" at step {number} of {len(self.labels)}")
+            _check_label(label, self.classes, where=f" at step {number} of {len(self.labels)}")
 
     def to_dict(self) -> dict[str, str | list[str] | list[float]]:
         """The record as `{"problem": str, "steps": list[str], "labels": list[float]}`, and its group if any.
 
-        A JSON line of it is a row of the `plain` format of `trainer.readers`.
+        A JSON line of it is a row of the `plain` format of `trainer.readers`, or with `classes` of that name.
         """
         group = {} if self.problem_group is None else {"problem_group": self.problem_group}
         return {
@@ -85,12 +88,19 @@ def _check_text(name: str, text: object, *, where: str = "") -> None:
         ) from error
 
 
-def _check_label(label: object, *, where: str) -> None:
+def _check_label(label: object, classes: bool, *, where: str) -> None:
     if isinstance(label, bool) or not isinstance(label, (int, float)):
         raise TypeError(
             f"labels must be ints or floats: got {label!r} ({type(label).__name__}){where}; "
             f"convert it to 1.0 (correct), 0.0 (incorrect) or {IGNORED_LABEL:g} (no label)"
         )
+    if classes:
+        if not (label == IGNORED_LABEL or (label >= 0 and float(label).is_integer())):
+            raise ValueError(
+                f"labels must be class indices 0, 1, 2, ... or {IGNORED_LABEL:g}: got {label!r}{where}; write the "
+                "index of the step's class"
+            )
+        return
     # NaN fails both comparisons.
     if not (0.0 <= label <= 1.0 or label == IGNORED_LABEL):
         raise ValueError(
