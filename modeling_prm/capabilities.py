@@ -80,6 +80,9 @@ _RECURRENT = frozenset(
     | {"minimax", "nemotron_h", "olmo_hybrid", "qwen3_5_text", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm"}
     | {"zamba", "zamba2"}
 )
+# Their layers give flash attention no position ids.
+_MIXED_BY_FLASH = frozenset({"gpt_bigcode", "gpt_neo", "gptj", "persimmon"})
+_TAKE_MASKS = ("eager", "sdpa")
 _KNOWN_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -121,8 +124,10 @@ def known_capabilities(config: PretrainedConfig) -> Capabilities | None:
 def _limit_to_attention(config: PretrainedConfig, found: Capabilities) -> Capabilities:
     """What is left of it with the configuration's attention implementation."""
     attention = getattr(config, "_attn_implementation", None) or "eager"
-    if attention in ("eager", "sdpa"):
+    if attention in _TAKE_MASKS:
         return found
+    if "flash" in attention and config.model_type in _MIXED_BY_FLASH:
+        return Capabilities(packs=False, has_cache=found.has_cache, reason=f"{attention} mixes those of one row")
     if attention == "flex_attention" or "flash" in attention:
         reason = found.reason or f"{attention} takes no 4D float mask"
         return replace(found, masks=None, one_row="flash" in attention, reason=reason)
@@ -138,7 +143,8 @@ def _probe(backbone: Any) -> Capabilities:
     try:
         with torch.inference_mode(), evaluating(backbone):
             packs = _is_kept_apart(backbone, options, shared=0, by_mask=False)
-            masks = _is_kept_apart(backbone, options, shared=5, by_mask=True)
+            takes_masks = (getattr(backbone.config, "_attn_implementation", None) or "eager") in _TAKE_MASKS
+            masks = takes_masks and _is_kept_apart(backbone, options, shared=5, by_mask=True)
     except Exception as error:  # Whatever code this is, training can go on without.
         return Capabilities(packs=False, reason=f"it was asked with short sequences and raised {error!r}"[:200])
     reason = None if packs and masks else "asked with short sequences, it mixes those of one row"
