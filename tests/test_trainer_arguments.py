@@ -18,6 +18,8 @@ MODEL_OPTIONS = {
     "backbone": None,
     "model": None,
     "head_type": None,
+    "num_labels": None,
+    "class_weights": None,
     "head_dropout": None,
     "separator_token": None,
     "prompt_layout": None,

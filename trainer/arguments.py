@@ -41,6 +41,16 @@ class ModelArguments:
     head_type: Literal["linear", "mlp"] | None = field(
         default=None, metadata={"help": "The value head of a new PRM; linear if left out."}
     )
+    num_labels: int | None = field(
+        default=None,
+        metadata={
+            "help": "Classes of a step, trained on --data-format classes; if left out, a new PRM has one logit a step."
+        },
+    )
+    class_weights: list[float] | None = field(
+        default=None,
+        metadata={"help": "How much each class counts as correct, in [0, 1], such as 1 0.5 0."},
+    )
     head_dropout: float | None = field(
         default=None, metadata={"help": "Dropout before the linear head; 0.1 for a new PRM if left out."}
     )
@@ -102,7 +112,10 @@ class DataArguments:
     )
     train_split: str = field(default="train", metadata={"help": "The split to train on, where data is from the Hub."})
     eval_split: str = field(default="test", metadata={"help": "The split to evaluate, where data is from the Hub."})
-    data_format: str = field(default="auto", metadata={"help": "Format of the data, found by its columns if 'auto'."})
+    data_format: str = field(
+        default="auto",
+        metadata={"help": "Format of the data, found by its columns if 'auto'; 'classes' for class indices."},
+    )
     on_bad_row: Literal["error", "skip"] = field(
         default="error",
         metadata={"help": "Stop at a row that cannot be read, or skip and count it."},

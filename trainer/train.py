@@ -34,7 +34,7 @@ from .trl_names import COMMAND_LINE_NAMES
 logger = logging.getLogger(__name__)
 
 # Options of a new PRM that are a part of what it has learned.
-FIXED_IN_A_PRM = ("head_type", "separator_token", "prompt_layout")
+FIXED_IN_A_PRM = ("head_type", "num_labels", "class_weights", "separator_token", "prompt_layout")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         train_set, eval_sets = load_data(data_args, seed=args.seed)
         set_seed(args.seed)
         model, processor = start_model(model_args)
+        check_labels_fit(model, data_args.data_format)
         if adapter_args.lora_r is not None:
             model = add_adapters(model, adapter_args)
         if checkpoint is not None:
@@ -153,6 +154,25 @@ def _model_type(name: str | None, revision: str) -> str | None:
         return PRMConfig.get_config_dict(name, revision=revision)[0].get("model_type")
     except OSError:
         return None
+
+
+def check_labels_fit(model: PRMForStepScoring, data_format: str) -> None:
+    """Check that labels are read as class indices for a model of several classes, and for no other.
+
+    Raises:
+        ValueError: they are not.
+    """
+    num_labels = model.config.num_labels
+    if num_labels > 1 and data_format != "classes":
+        raise ValueError(
+            f"the model has {num_labels} classes a step, and the labels are read as how correct a step is; give them "
+            "as class indices, with --data-format classes"
+        )
+    if num_labels == 1 and data_format == "classes":
+        raise ValueError(
+            "--data-format classes is for models of several classes, and this one has one logit a step; give "
+            "--num-labels and --class-weights too, or leave it out"
+        )
 
 
 def load_data(
