@@ -9,10 +9,15 @@ from hub_card.card import CardData, EvaluationResult
 from hub_card.publishing import Publication, publish
 from modeling_prm import PRMForStepScoring, PRMProcessor
 
+from .adapters import describe_adapters
 from .data_files import is_hub_id
+from .step_index import PREFIX as INDEX_ONLY
 
 # What an evaluation reports about itself and not about the model.
 _TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
+
+# The metrics that the card shows of the step's index alone too.
+_SHOWN_OF_THE_INDEX = ("roc_auc", "average_precision", "error_f1", "processbench_f1")
 
 
 def describe_training(trainer: Any) -> CardData:
@@ -27,6 +32,7 @@ def describe_training(trainer: Any) -> CardData:
         base_model=card.base_model or (base_model if is_hub_id(base_model) else None),
         training={**hyperparameters(trainer), **card.training},
         results=(*card.results, *_results(trainer)),
+        pictures=(*card.pictures, *trainer.pictures),
     )
 
 
@@ -42,6 +48,7 @@ def hyperparameters(trainer: Any) -> dict[str, str | int | float | bool]:
     values["epochs"] = round(trainer.state.epoch or 0.0, 2)
     values["precision"] = "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32"
     values["seed"] = args.seed
+    values |= describe_adapters(trainer.model)
     if "train" in trainer.reports:
         report = trainer.reports["train"]
         values["training_records"], values["training_steps_labelled"] = report.kept_records, report.labelled_steps
@@ -59,15 +66,22 @@ def publish_folder(trainer: Any, folder: str, **options: Any) -> Publication:
 
 
 def _results(trainer: Any) -> list[EvaluationResult]:
-    return [
-        EvaluationResult(
-            dataset="held-out problems" if name == "eval" else name,
-            metrics=values,
-            note=f"Measured at optimizer step {trainer.evaluation_steps[name]}.",
-        )
-        for name, values in trainer.evaluations.items()
-        if values
-    ]
+    results = []
+    for name, values in trainer.evaluations.items():
+        step = trainer.evaluation_steps[name]
+        note = f"Measured at optimizer step {step}."
+        if trainer.calibration is not None:
+            values, how = trainer.calibration.result(name, values, step)
+            note = f"{note} {how}"
+        if values:
+            shown = {metric: value for metric, value in values.items() if _is_shown(metric)}
+            dataset = "held-out problems" if name == "eval" else name
+            results.append(EvaluationResult(dataset=dataset, metrics=shown, note=note))
+    return results
+
+
+def _is_shown(metric: str) -> bool:
+    return not metric.startswith(INDEX_ONLY) or metric.removeprefix(INDEX_ONLY) in _SHOWN_OF_THE_INDEX
 
 
 def model_metrics(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
