@@ -20,8 +20,11 @@ def check_aggregation(method: str) -> str:
     """The method's full name.
 
     Raises:
+        TypeError: it is not named by a string.
         ValueError: there is no such method.
     """
+    if not isinstance(method, str):
+        raise TypeError(f"an aggregation is named by a string such as 'min', got {type(method).__name__}")
     name = _ALIASES.get(method, method)
     if name not in AGGREGATIONS:
         raise ValueError(f"there is no aggregation {method!r}; choose one of {', '.join(map(repr, AGGREGATIONS))}")
@@ -138,8 +141,10 @@ def _as_batch(step_probs: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor,
 
 def _as_tensor(step_probs: Any) -> torch.Tensor:
     try:
+        if isinstance(step_probs, str):
+            raise TypeError
         return torch.tensor([float(prob) for prob in step_probs], dtype=torch.float64)
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(
             f"step_probs must be the probabilities of one solution, or a tensor (S,) or (B, S), got {step_probs!r:.80}"
         ) from None

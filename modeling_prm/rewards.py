@@ -179,10 +179,10 @@ class PRMReward:
             rewards[row] = credit
         if len(rows) < len(texts):
             empty = sum(score is None for score in scores)
-            failed = len(texts) - len(rows) - empty
+            failed = [score.error for score in scores if score is not None and score.step_probs is None]
             logger.warning(
-                f"{self.__name__}: scored {len(rows)} of {len(texts)} completions; {empty} have no step, {failed} "
-                "could not be scored"
+                f"{self.__name__}: scored {len(rows)} of {len(texts)} completions; {empty} have no step, {len(failed)} "
+                f"could not be scored{f', the first since: {failed[0]}' if failed else ''}"
             )
         return [
             _Rated(text, score, credit, self._without_score(row, score) if credit is None else math.fsum(credit))

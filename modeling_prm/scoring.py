@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -127,9 +127,11 @@ class PRMVerifier:
             N results with as many step probabilities as the solution has steps, always.
 
         Raises:
-            TypeError: a problem or a step is not a string.
-            ValueError: an empty problem or step, no step, a solution longer than `max_length` or than the
-                backbone's positions, NaN or infinite logits; or an option that cannot be.
+            TypeError: a problem or a step is not a string, or a solution has no order (a dictionary, a set) or is
+                scored already.
+            ValueError: an empty problem or step, no step, half of a surrogate pair in a text, a solution longer
+                than `max_length` or than the backbone's positions, NaN or infinite logits; or an option that
+                cannot be.
         """
         if on_error not in ("raise", "record"):
             raise ValueError(f"on_error must be 'raise' or 'record', got {on_error!r}")
@@ -168,7 +170,10 @@ class PRMVerifier:
         for row, (problem, solution) in enumerate(zip(problems, solutions, strict=True)):
             try:
                 solution = self._split(solution, step_style) if isinstance(solution, str) else solution
-                steps[row] = check_solution(problem, solution, first_idx + row)
+                _check_kind(solution, first_idx + row)
+                checked = check_solution(problem, solution, first_idx + row)
+                _check_characters(problem, checked, first_idx + row)
+                steps[row] = checked
             except (TypeError, ValueError) as error:
                 if raises:
                     raise
@@ -283,6 +288,27 @@ class PRMVerifier:
             problem=problem if isinstance(problem, str) else None,
             error=error,
         )
+
+
+def _check_kind(solution: Any, index: int) -> None:
+    """Refuse what can be iterated, but not to the steps: they would be scored without a word."""
+    if isinstance(solution, (Mapping, Set)) or hasattr(solution, "step_probs"):
+        raise TypeError(
+            f"solution {index} must be a list of steps or a text, got {type(solution).__name__}; give "
+            "its steps, in order"
+        )
+
+
+def _check_characters(problem: str, steps: Sequence[str], index: int) -> None:
+    """Refuse halves of surrogate pairs, which a text cut within an escaped emoji holds and no tokenizer reads."""
+    for number, text in enumerate((problem, *steps)):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            name = f"step {number} of solution {index}" if number else f"problem {index}"
+            raise ValueError(
+                f"{name} holds half of a surrogate pair, {text!r:.80}; decode its source with the right encoding"
+            ) from None
 
 
 def check_processor(model: Any, processor: Any) -> None:

@@ -313,7 +313,8 @@ def _check_problem(problem: Any, generator: Any, verifier: Any) -> None:
         raise TypeError(f"problem must be a string, got {type(problem).__name__}")
     if not problem.strip():
         raise ValueError("problem is empty; give its text")
-    if not callable(generator):
+    # A language model can be called too, but not with a problem and prefixes.
+    if not callable(generator) or hasattr(generator, "can_generate"):
         raise TypeError(
             f"generator must be callable as generator(problem, prefixes, n), got {type(generator).__name__}; for a "
             "language model make a CausalLMStepGenerator(model, tokenizer)"

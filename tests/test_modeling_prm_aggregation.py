@@ -242,10 +242,18 @@ def test_thresholds_that_cannot_be(threshold: float) -> None:
         first_error([0.5], threshold)
 
 
-@pytest.mark.parametrize("step_probs", [0.5, None, [None], [[0.5], [0.6]]])
+@pytest.mark.parametrize(
+    "step_probs", [0.5, None, [None], [[0.5], [0.6]], "0.5", "1", ["a step"], {"step_probs": [0.5]}]
+)
 def test_something_else_than_numbers(step_probs: Any) -> None:
     with pytest.raises(TypeError, match="step_probs must be the probabilities of one solution"):
         aggregate(step_probs)
+
+
+@pytest.mark.parametrize("method", [["min"], None, 3])
+def test_an_aggregation_is_named_by_a_string(method: Any) -> None:
+    with pytest.raises(TypeError, match=f"named by a string such as 'min', got {type(method).__name__}"):
+        check_aggregation(method)
 
 
 def test_names() -> None:

@@ -268,7 +268,11 @@ def test_a_completion_that_cannot_be_scored(monkeypatch: pytest.MonkeyPatch) -> 
     reward(["q"] * 2, [text(0.5), text(0.7)])
     assert said == []
     reward(["q"] * 4, completions)
-    assert said == ["prm_reward: scored 2 of 4 completions; 1 have no step, 1 could not be scored"]
+    assert said == [
+        "prm_reward: scored 2 of 4 completions; 1 have no step, 1 could not be scored, the first since: it is broken"
+    ]
+    reward([*"qq"], [text(0.5), ""])
+    assert said[1:] == ["prm_reward: scored 1 of 2 completions; 1 have no step, 0 could not be scored"]
 
 
 def test_a_failure_of_the_verifier_is_raised() -> None:

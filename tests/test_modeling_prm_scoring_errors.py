@@ -31,6 +31,17 @@ BAD: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "blank step": (PROBLEM, [" \n"], ValueError, "step 1 of solution {i} is empty"),
     "no string": (PROBLEM, ["a", 3], TypeError, "step 2 of solution {i} must be a string, got int"),
     "no list": (PROBLEM, 3, TypeError, "solution {i} must be a list of steps, got int"),
+    # Iterated, a dictionary gives its keys and a set its members in any order.
+    "dictionary": (PROBLEM, {"steps": ["a"]}, TypeError, "solution {i} must be a list of steps or a text, got dict"),
+    "set": (PROBLEM, {"a", "b"}, TypeError, "solution {i} must be a list of steps or a text, got set"),
+    "half a pair in a step": (
+        PROBLEM,
+        ["a", "fine \ud83d"],
+        ValueError,
+        r"step 2 of solution {i} holds half of a surrogate pair, 'fine \\ud83d'; decode its source",
+    ),
+    "half a pair in a text": (PROBLEM, "a\n\nb \udc00", ValueError, "step 2 of solution {i} holds half of a surrogate"),
+    "half a pair in a problem": ("What \ud83d?", ["a"], ValueError, "problem {i} holds half of a surrogate pair"),
     "None": (PROBLEM, None, TypeError, "solution {i} must be a list of steps, got NoneType"),
     "empty problem": ("", ["a"], ValueError, "problem {i} is empty"),
     "blank problem": (" \n", ["a"], ValueError, "problem {i} is empty"),
@@ -66,6 +77,14 @@ def test_what_cannot_be_scored_raises_or_is_recorded(name: str, make_prm: MakePR
     assert bad.problem == (problem if isinstance(problem, str) else None)
     if "long" in name:
         assert bad.steps == tuple(solution)
+
+
+def test_a_score_is_no_solution(make_prm: MakePRM) -> None:
+    verifier = PRMVerifier(*make_prm())
+    score = verifier.score_solution(PROBLEM, SOLUTIONS[0])
+    with pytest.raises(TypeError, match="solution 0 must be a list of steps or a text, got SolutionScore"):
+        verifier.score_solution(PROBLEM, score)
+    assert verifier.score_solution(PROBLEM, score.steps) == score
 
 
 def test_all_can_be_errors(make_prm: MakePRM) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import product
 from math import prod
+from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from modeling_prm.search import beam_search, diverse_verifier_tree_search
 from modeling_prm.solution_score import SolutionScore
@@ -433,6 +435,13 @@ def test_bad_arguments(options: dict[str, object], error: type[Exception], messa
     arguments = {"problem": PROBLEM, "generator": Endless(1), "verifier": TableVerifier({"0": 1.0}), **options}
     with pytest.raises(error, match=message):
         beam_search(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_language_model_is_no_generator(backbone_folder: Callable[[str], Path]) -> None:
+    """Though it can be called."""
+    model = AutoModelForCausalLM.from_pretrained(backbone_folder("llama"))
+    with pytest.raises(TypeError, match=r"got LlamaForCausalLM; for a language model make a CausalLMStepGenerator"):
+        beam_search(PROBLEM, model, TableVerifier({}))
 
 
 @pytest.mark.parametrize("name", ["num_subtrees", "beam_width", "expansions", "max_steps", "max_tokens"])
