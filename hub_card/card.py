@@ -38,12 +38,17 @@ _METRIC_NAMES = {
     "roc_auc": "ROC AUC",
     "average_precision": "Average precision of the error class",
     "brier": "Brier score",
+    "ece": "Expected calibration error",
     "processbench_f1": "F1 of the first error (ProcessBench)",
     "processbench_acc_error": "Accuracy of the first error on wrong solutions",
     "processbench_acc_correct": "Accuracy on correct solutions",
     "num_steps": "Labelled steps",
     "num_solutions": "Solutions",
     "loss": "Loss",
+    "index_only_roc_auc": "ROC AUC of the step's index alone",
+    "index_only_average_precision": "Average precision of the step's index alone",
+    "index_only_error_f1": "F1 of the error class of the step's index alone",
+    "index_only_processbench_f1": "F1 of the first error of the step's index alone",
 }
 
 

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from trainer.adapters import AdapterArguments
 from trainer.arguments import DataArguments, ModelArguments, PRMTrainingArguments
+from trainer.model_calibration import CalibrationArguments
 
 # What users write in their scripts and files. A name that leaves this list breaks them.
 MODEL_OPTIONS = {
@@ -31,6 +32,7 @@ MODEL_OPTIONS = {
     "model_revision": None,
 }
 ADAPTER_OPTIONS = {"lora_r": None, "lora_alpha": None, "lora_dropout": 0.0, "lora_target_modules": ["all-linear"]}
+CALIBRATION_OPTIONS = {"calibrate": True, "calibration_set": None, "threshold_metric": "processbench_f1"}
 DATA_OPTIONS = {
     "train_data": MISSING,
     "eval_data": [],
@@ -45,7 +47,7 @@ TRAINING_OPTIONS = {
     "freeze_backbone": False,
     "truncation": "drop",
     "overlong_problems": "error",
-    "error_threshold": 0.5,
+    "error_threshold": None,
     "soft_labels": "harden",
     "label_threshold": 0.5,
     "after_first_error": "keep",
@@ -74,6 +76,7 @@ def defaults(dataclass: type) -> dict[str, Any]:
 def test_names_and_defaults_of_our_options_are_frozen() -> None:
     assert defaults(ModelArguments) == MODEL_OPTIONS
     assert defaults(AdapterArguments) == ADAPTER_OPTIONS
+    assert defaults(CalibrationArguments) == CALIBRATION_OPTIONS
     assert defaults(DataArguments) == DATA_OPTIONS
     theirs, ours = defaults(TrainingArguments), defaults(PRMTrainingArguments)
     assert {name: value for name, value in ours.items() if name not in theirs} == TRAINING_OPTIONS
@@ -84,12 +87,12 @@ def test_names_and_defaults_of_our_options_are_frozen() -> None:
 
 def test_names_are_in_one_dataclass_only_and_explained() -> None:
     seen: set[str] = set()
-    for dataclass in (ModelArguments, AdapterArguments, DataArguments, PRMTrainingArguments):
+    for dataclass in (ModelArguments, AdapterArguments, CalibrationArguments, DataArguments, PRMTrainingArguments):
         names = {field.name for field in fields(dataclass)}
         assert not names & seen
         seen |= names
         for field in fields(dataclass):
-            if field.name in MODEL_OPTIONS | ADAPTER_OPTIONS | DATA_OPTIONS | TRAINING_OPTIONS:
+            if field.name in MODEL_OPTIONS | ADAPTER_OPTIONS | CALIBRATION_OPTIONS | DATA_OPTIONS | TRAINING_OPTIONS:
                 assert field.metadata["help"].endswith(".")
 
 
@@ -141,7 +144,9 @@ def test_pushes_of_the_model_are_taken(strategy: str, tmp_path: Path) -> None:
     assert args.hub_strategy == strategy
 
 
-@pytest.mark.parametrize(("metric", "greater"), [("brier", False), ("eval_set_brier", False), ("error_f1", True)])
+@pytest.mark.parametrize(
+    ("metric", "greater"), [("brier", False), ("eval_set_brier", False), ("ece", False), ("error_f1", True)]
+)
 def test_direction_of_the_metric_for_the_best_model(metric: str, greater: bool, tmp_path: Path) -> None:
     args = PRMTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=metric, use_cpu=True)
     assert args.greater_is_better is greater

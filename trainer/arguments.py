@@ -49,7 +49,7 @@ class ModelArguments:
     )
     class_weights: list[float] | None = field(
         default=None,
-        metadata={"help": "How much each class counts as correct, in [0, 1], such as 1 0.5 0."},
+        metadata={"help": "How much each class counts as correct, in [0, 1], such as 1 1 0."},
     )
     head_dropout: float | None = field(
         default=None, metadata={"help": "Dropout before the linear head; 0.1 for a new PRM if left out."}
@@ -142,7 +142,8 @@ class PRMTrainingArguments(TrainingArguments):
             out whole steps with their labels, from the first that does not fit on; `"error"` stops.
         overlong_problems: what happens to a record whose problem leaves room for no step: `"error"` stops
             and names it, `"skip"` leaves it out. Either way what was left out is counted and logged.
-        error_threshold: probability under which a step counts as wrong in the metrics, in [0, 1].
+        error_threshold: probability under which a step counts as wrong, in [0, 1]; it is set in the model's config,
+            which metrics and verifier read. By default the config's own.
         soft_labels, label_threshold, after_first_error: as in `trainer.labels.LabelRules`.
         train_on_last_step_only: train on the last step of each solution alone, as an outcome reward model.
         pos_weight, label_smoothing, step_weighting, bce_weight, ranking_weight: as in `trainer.losses.StepLoss`.
@@ -181,8 +182,12 @@ class PRMTrainingArguments(TrainingArguments):
         default="error",
         metadata={"help": "For records whose problem leaves room for no step: 'error' stops, 'skip' leaves them out."},
     )
-    error_threshold: float = field(
-        default=0.5, metadata={"help": "Probability under which a step counts as wrong in the metrics."}
+    error_threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "Probability under which a step counts as wrong, in the metrics and in the saved model; by default "
+            "the model's own, 0.5 in a new one."
+        },
     )
 
     soft_labels: Literal["harden", "keep"] = field(
@@ -226,7 +231,9 @@ class PRMTrainingArguments(TrainingArguments):
                 f"label_smoothing_factor={self.label_smoothing_factor} smooths the targets of a softmax, which a PRM "
                 "with one logit a step does not have; leave it at 0 and give label_smoothing"
             )
-        if getattr(self, "greater_is_better", None) is None and (self.metric_for_best_model or "").endswith("brier"):
+        if getattr(self, "greater_is_better", None) is None and (self.metric_for_best_model or "").endswith(
+            ("brier", "ece")
+        ):
             self.greater_is_better = False
         if not self.average_tokens_across_devices:
             raise ValueError(
@@ -244,7 +251,7 @@ class PRMTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if self.dataset_num_proc is not None and self.dataset_num_proc < 1:
             raise ValueError(f"dataset_num_proc must be None or at least 1, got {self.dataset_num_proc}")
-        if not 0.0 <= self.error_threshold <= 1.0:
+        if self.error_threshold is not None and not 0.0 <= self.error_threshold <= 1.0:
             raise ValueError(f"error_threshold must be in [0, 1], got {self.error_threshold}")
         self.step_loss()
         self.label_rules()

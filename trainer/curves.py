@@ -178,6 +178,16 @@ class LearningCurves(TrainerCallback):
         self._drawn_at = time.monotonic()
 
 
+def can_draw() -> bool:
+    """Whether matplotlib is installed; one logged line says so where it is not."""
+    try:
+        import_optional("matplotlib.figure", "drawing learning curves", "matplotlib")
+    except ImportError as error:
+        logger.warning("no pictures of the training: %s", error)
+        return False
+    return True
+
+
 def draw_pictures(trainer: Any) -> tuple[Picture, ...]:
     """Write learning curves and a reliability diagram of each evaluation set into the output folder, as PNG.
 
@@ -202,17 +212,17 @@ def draw_pictures(trainer: Any) -> tuple[Picture, ...]:
     except ValueError:
         pass  # neither trained nor evaluated
     else:
-        _save(curves, folder / CURVES_FILE)
         caption = "Loss, and metrics of the evaluations, while training; dashed: what the step's index alone reaches."
-        pictures.append(Picture(path=str(folder / CURVES_FILE), caption=caption))
+        if _save(curves, folder / CURVES_FILE):
+            pictures.append(Picture(path=str(folder / CURVES_FILE), caption=caption))
     for name, scores in trainer.scores.items():
         tables, caption = _reliability_tables(trainer, name, scores)
         shown = "held-out problems" if name == "eval" else name
         figure = plot_reliability(tables, title=f"Reliability on {shown}")
         file = folder / f"reliability_{re.sub(r'[^A-Za-z0-9_-]+', '-', name)}.png"
-        _save(figure, file)
         _to_tensorboard(trainer, f"reliability/{name}", figure)
-        pictures.append(Picture(path=str(file), caption=f"Reliability of step probabilities on {shown}{caption}."))
+        if _save(figure, file):
+            pictures.append(Picture(path=str(file), caption=f"Reliability of step probabilities on {shown}{caption}."))
     return tuple(pictures)
 
 
@@ -259,9 +269,15 @@ def _style(axes: Axes, *, title: str | None = None, xlabel: str = "", ylabel: st
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file)
+def _save(figure: Figure, file: Path) -> bool:
+    """Write a picture; a disk that is full ends no training."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file)
+    except OSError as error:
+        logger.warning("%s could not be written: %s", file, error)
+        return False
+    return True
 
 
 def _pixels(figure: Figure) -> npt.NDArray[np.uint8]:

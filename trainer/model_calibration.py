@@ -16,9 +16,9 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ import torch
 from modeling_prm.step_loss import IGNORED_LABEL
 from modeling_prm.step_loss import step_loss as masked_step_loss
 
+from .adapters import ADAPTER_FOLDER
 from .calibration import THRESHOLD_METRICS, choose_threshold, fit_temperature
 from .metrics import FloatArray, ReliabilityTable, bce_from_logits, class_targets, reliability_table, step_metrics
 
@@ -34,6 +35,27 @@ logger = logging.getLogger(__name__)
 CALIBRATION_FILE = "calibration.json"
 # Fewer labelled steps say too little of either number.
 MIN_STEPS = 100
+
+
+@dataclass
+class CalibrationArguments:
+    """Options of the command line for the calibration after training, as in `calibrate`."""
+
+    _argument_group_name = "calibration"
+
+    calibrate: bool = field(
+        default=True,
+        metadata={
+            "help": "After training, fit a temperature and an error threshold on the evaluation data, if any, and store "
+            "both in the model's config."
+        },
+    )
+    calibration_set: str | None = field(
+        default=None, metadata={"help": "Name of the evaluation set to fit them on; all sets together if left out."}
+    )
+    threshold_metric: Literal["processbench_f1", "error_f1", "balanced_accuracy", "step_accuracy"] = field(
+        default="processbench_f1", metadata={"help": "The metric that the error threshold is chosen by."}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +190,10 @@ def calibrate(
     """
     if metric not in THRESHOLD_METRICS:
         raise ValueError(f"metric must be one of {THRESHOLD_METRICS}, got {metric!r}")
-    names = list(trainer.eval_dataset) if isinstance(trainer.eval_dataset, Mapping) else ["eval"]
-    fitted_on = check_evaluation_set(fit_on, names)
+    fitted_on = check_evaluation_set(fit_on, trainer.eval_dataset)
+    names = _names(trainer.eval_dataset)
+    if not names:
+        raise ValueError("there is no evaluation set to calibrate on; give the trainer an eval_dataset")
     if missing := [name for name in names if name not in trainer.scores]:
         raise ValueError(f"nothing was evaluated of {missing}; call trainer.evaluate() first, with the metrics of ours")
     scores = joined([trainer.scores[name] for name in fitted_on])
@@ -220,27 +244,54 @@ def calibrate(
     return trainer.calibration
 
 
-def check_evaluation_set(name: str | None, names: Sequence[str]) -> list[str]:
-    """The evaluation sets to fit on: the one named, or all.
+def calibrate_saved(trainer: Any, options: CalibrationArguments) -> Calibration | None:
+    """`calibrate` as the options say, and store the result with the model saved in the trainer's output folder.
+
+    A threshold that was given to the trainer stays.
+    """
+    calibration = calibrate(
+        trainer,
+        fit_on=options.calibration_set,
+        metric=options.threshold_metric,
+        keep_threshold=trainer.args.error_threshold is not None,
+    )
+    if calibration is not None and trainer.is_world_process_zero():
+        store_calibration(trainer.args.output_dir, calibration)
+    return calibration
+
+
+def check_evaluation_set(name: str | None, eval_dataset: Any) -> list[str]:
+    """The names of the evaluation sets to fit on: the one named, or all.
 
     Raises:
         ValueError: there is none of this name.
     """
+    names = _names(eval_dataset)
     if name is not None and name not in names:
-        raise ValueError(f"there is no evaluation set {name!r} to calibrate on; there are {list(names)}")
-    return list(names) if name is None else [name]
+        raise ValueError(f"there is no evaluation set {name!r} to calibrate on, there are {names}; name one of them")
+    return names if name is None else [name]
+
+
+def _names(eval_dataset: Any) -> list[str]:
+    if eval_dataset is None:
+        return []
+    return list(eval_dataset) if isinstance(eval_dataset, Mapping) else ["eval"]
 
 
 def store_calibration(folder: str | Path, calibration: Calibration) -> None:
-    """Write both numbers into the `config.json` of a saved model, and all of it into `calibration.json` beside it.
+    """Write both numbers into the `config.json` of a saved model and of the adapters beside it, if any.
+
+    All of it goes into `calibration.json`.
 
     Raises:
         OSError: the folder holds no `config.json`, or cannot be written to.
     """
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config |= {"temperature": calibration.temperature, "error_threshold": calibration.error_threshold}
-    _write_json(folder / "config.json", config)
+    beside = folder / ADAPTER_FOLDER / "config.json"
+    for path in (folder / "config.json", *([beside] if beside.is_file() else [])):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config |= {"temperature": calibration.temperature, "error_threshold": calibration.error_threshold}
+        _write_json(path, config)
     _write_json(folder / CALIBRATION_FILE, asdict(calibration))
 
 

@@ -8,18 +8,16 @@ from functools import partial
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
-from hub_card.card import CardData
+from hub_card.card import CardData, Picture
 from hub_card.errors import without_token
 from hub_card.publishing import Publication
 from modeling_prm import PRMProcessor
 from modeling_prm.scoring import check_processor
 from modeling_prm.step_loss import IGNORED_LABEL
-from modeling_prm.step_loss import step_loss as masked_step_loss
 
 from .adapters import add_adapters, check_adapters, has_adapters, save_adapters
 from .arguments import PRMTrainingArguments
@@ -28,10 +26,12 @@ from .collator import PRMDataCollator
 from .guards import FiniteLossGuard, check_finite_weights, describe_records, warn_if_undefined
 from .labels import LabelRules, report_trained_steps
 from .losses import StepLoss, choose_step_loss
-from .metrics import bce_from_logits, import_sklearn_metrics, step_metrics
+from .metrics import import_sklearn_metrics, step_metrics
+from .model_calibration import Calibration, EvaluatedScores
 from .packing import STEP_INDEX, Packing, PackingCollator, choose_packing, problem_sampler, unpack
 from .preparation import PROBLEM_ID, RECORD_NUMBER, TOKEN_COLUMNS, PreparationReport, tokenize_dataset
 from .publishing import model_metrics, publish_folder
+from .step_index import StepIndexGuard, labels_of
 from .trl_names import from_trl_columns
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,9 @@ class PRMTrainer(Trainer):
         evaluations: the metrics of the last evaluation of each set, by name as in `reports`; once the best
             model is loaded at the end, those of that model.
         evaluation_steps: the optimizer step of each of them.
+        scores: the logits and labels of the last evaluation of each set, where the metrics are ours.
+        calibration: what `trainer.model_calibration.calibrate` fitted, None before.
+        pictures: what `trainer.curves.draw_pictures` drew, for the model card.
         packing: how training lays solutions out in rows, None where each has a padded row.
         reports: a `PreparationReport` for each dataset that was tokenized here, by name (`"train"`,
             `"eval"` or the name of the evaluation set).
@@ -128,7 +131,15 @@ class PRMTrainer(Trainer):
         self.evaluation_steps: dict[str, int] = {}
         self._evaluations_at: dict[int, dict[str, dict[str, float]]] = {}
         self.card = card or CardData()
-        self._error_threshold = args.error_threshold
+        self.scores: dict[str, EvaluatedScores] = {}
+        self.pictures: tuple[Picture, ...] = ()
+        self._last_scores: EvaluatedScores | None = None
+        self.calibration: Calibration | None = None
+        class_weights = None if model.config.class_weights is None else tuple(model.config.class_weights)
+        self._class_weights: tuple[float, ...] | None = class_weights
+        self._index_guard = StepIndexGuard(lambda: labels_of(self.train_dataset, rules.for_evaluation(), class_weights))
+        if args.error_threshold is not None:
+            model.config.error_threshold = args.error_threshold
         self._saving_checkpoint = False
         self.packing: Packing | None = None
         if args.disable_dropout:
@@ -313,6 +324,12 @@ class PRMTrainer(Trainer):
         self.evaluations[name] = model_metrics(output.metrics, metric_key_prefix)
         self.evaluation_steps[name] = step
         self._evaluations_at.setdefault(step, {})[name] = self.evaluations[name]
+        if self._last_scores is not None:
+            self.scores[name], self._last_scores = self._last_scores, None
+        if self.calibration is not None and name in self.calibration.fitted_on:
+            logger.warning(
+                "temperature and threshold were fitted on %s, so its metrics look better than they are", name
+            )
         return output
 
     def _load_best_model(self) -> None:
@@ -439,17 +456,12 @@ class PRMTrainer(Trainer):
 
     def _compute_step_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         logits, step_probs = prediction.predictions
-        labels = targets = prediction.label_ids
-        if logits.ndim == 3:
-            # How much each label's class counts as correct, as the probabilities count theirs.
-            weights = np.array(self.model.config.class_weights, dtype=labels.dtype)
-            targets = np.where(labels == IGNORED_LABEL, labels, weights[np.maximum(labels, 0).astype(np.int64)])
-        metrics = step_metrics(step_probs, targets, threshold=self._error_threshold)
+        scores = EvaluatedScores(logits=logits, labels=prediction.label_ids, class_weights=self._class_weights)
+        metrics = step_metrics(step_probs, scores.targets, threshold=self.model.config.error_threshold)
+        metrics |= self._index_guard(scores.targets)
         # Takes the place of Trainer's mean over batches, which depends on how they were cut.
-        if logits.ndim == 3:
-            metrics["loss"] = masked_step_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()
-        else:
-            metrics["loss"] = bce_from_logits(logits, labels)
+        metrics["loss"] = scores.loss()
+        self._last_scores = scores
         return metrics
 
 

@@ -22,8 +22,10 @@ from .adapters import ADAPTER_CONFIG, AdapterArguments, add_adapters, check_same
 from .arguments import DataArguments, ModelArguments, PRMTrainingArguments
 from .checkpoints import CheckpointSaveError, check_same_model, find_checkpoint, save_errors
 from .command_line import parse_options, set_up_logging
+from .curves import LearningCurves, can_draw, draw_pictures
 from .data_files import is_hub_id
 from .guards import NonFiniteLossError
+from .model_calibration import CalibrationArguments, calibrate_saved, check_evaluation_set
 from .preparation import RECORD_NUMBER
 from .prm_trainer import PRMTrainer
 from .publishing import describe_training
@@ -39,8 +41,8 @@ FIXED_IN_A_PRM = ("head_type", "num_labels", "class_weights", "separator_token",
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Train as the options say; returns the metrics of the last evaluation (empty without one)."""
-    model_args, adapter_args, data_args, args = parse_options(
-        (ModelArguments, AdapterArguments, DataArguments, PRMTrainingArguments),
+    model_args, adapter_args, data_args, args, calibration_args = parse_options(
+        (ModelArguments, AdapterArguments, DataArguments, PRMTrainingArguments, CalibrationArguments),
         argv,
         prog="trainer.train",
         usage="%(prog)s --backbone BACKBONE --train-data FILE [FILE ...] --output-dir DIR [options]",
@@ -49,9 +51,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         elsewhere=COMMAND_LINE_NAMES,
     )
     set_up_logging(main_process=args.process_index == 0)
+    draws = can_draw()
     with one_line_errors():
         checkpoint = find_checkpoint(args)
         train_set, eval_sets = load_data(data_args, seed=args.seed)
+        check_evaluation_set(calibration_args.calibration_set, eval_sets)
         set_seed(args.seed)
         model, processor = start_model(model_args)
         check_labels_fit(model, data_args.data_format)
@@ -66,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             processing_class=processor,
             train_dataset=train_set,
             eval_dataset=eval_sets,
+            callbacks=[LearningCurves()] if draws else None,
             card=CardData(
                 base_model=model_args.model if is_hub_id(model_args.model or "") else None,
                 datasets=tuple(source for source in data_args.train_data if is_hub_id(source)),
@@ -86,6 +91,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+        if calibration_args.calibrate:
+            calibrate_saved(trainer, calibration_args)
+    if draws:
+        trainer.pictures = draw_pictures(trainer)
     if trainer.is_world_process_zero():
         card = describe_training(trainer)
         (Path(args.output_dir) / CARD_DATA_FILE).write_text(card.to_json(), encoding="utf-8")
