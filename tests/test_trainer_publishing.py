@@ -296,8 +296,7 @@ sets = {"train_dataset": make_dataset(), "eval_dataset": make_dataset()}
 trainer = PRMTrainer(adapted, plain.args, processing_class=processor, **sets)
 trainer.train()
 state = {name: parameter.detach().clone() for name, parameter in adapted.named_parameters()}
-with clean_check():
-    trainer.push_to_hub()
+trainer.push_to_hub()
 after = dict(adapted.named_parameters())
 batch = processor(["What is 2 + 2?"], [["2 + 2 = 4.", "So 4."]], return_tensors="pt")
 with torch.no_grad():
