@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from small_training import (
 )
 
 from hub_card.publishing import plain_model
-from modeling_prm import PRMForStepScoring, PRMProcessor
+from modeling_prm import PRMConfig, PRMForStepScoring, PRMProcessor
 from trainer.adapters import (
     AdapterArguments,
     add_adapters,
@@ -31,6 +33,7 @@ from trainer.adapters import (
     has_adapters,
     load_adapters,
 )
+from trainer.model_calibration import Calibration, store_calibration
 from trainer.prm_trainer import PRMTrainer
 from trainer.publishing import publish_folder
 
@@ -203,6 +206,32 @@ def test_adapters_alone_load_onto_their_prm(trained: tuple[PRMTrainer, Path], pr
     assert not trained_parameters(loaded)
     again = load_adapters(PRMForStepScoring.from_pretrained(prm_folder("qwen2")), folder / place, trainable=True)
     assert trained_parameters(again).keys() == trained_parameters(trainer.model).keys()
+
+
+def test_adapters_bring_their_calibration(trained: tuple[PRMTrainer, Path], prm_folder: Folder, tmp_path: Path) -> None:
+    _, folder = trained
+    shutil.copytree(folder / "adapter", tmp_path / "adapter")
+    shutil.copy(folder / "config.json", tmp_path)
+    numbers = Calibration(
+        **{field.name: () for field in fields(Calibration)} | {"temperature": 2.5, "error_threshold": 0.3}
+    )
+    store_calibration(tmp_path, numbers)
+    for loaded in (
+        PRMConfig.from_pretrained(tmp_path),
+        load_adapters(PRMForStepScoring.from_pretrained(prm_folder("qwen2")), tmp_path / "adapter").config,
+    ):
+        assert (loaded.temperature, loaded.error_threshold) == (2.5, 0.3)
+
+
+@pytest.mark.parametrize("packing", ["pack", "share"])
+def test_packed_rows_train_adapters_alike(prm_folder: Folder, tmp_path: Path, packing: str) -> None:
+    found = []
+    for choice in ("none", packing):
+        trainer, seen = make_trainer(prm_folder("qwen2"), tmp_path, sgd=True, packing=choice)
+        assert (trainer.packing is None) == (choice == "none")
+        trainer.train()
+        found.append(seen.steps[0])
+    assert worst_difference(found[1], found[0]) < 1e-5
 
 
 def test_adapters_of_another_prm_or_none_are_refused(

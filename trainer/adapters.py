@@ -224,6 +224,8 @@ def load_adapters(model: Any, folder: str | Path, *, trainable: bool = False) ->
     if different:
         shown = "; ".join(f"{name} is {getattr(saved, name)!r} there" for name in different)
         raise ValueError(f"the adapters in {folder} are of another PRM: {shown}. Give the model they were trained on")
+    # The calibration of the model that was trained, which its config holds.
+    model.config.temperature, model.config.error_threshold = saved.temperature, saved.error_threshold
     return peft.PeftModel.from_pretrained(model, folder, is_trainable=trainable)
 
 
