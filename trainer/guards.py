@@ -109,7 +109,7 @@ class FiniteLossGuard(TrainerCallback):
         records = sorted({number for batch in bad for number in batch["records"] or ()})
         step = state.global_step + 1
         saved = Path(args.output_dir, NON_FINITE_FILE)
-        checkpoint = last_checkpoint(args.output_dir) if args.should_save else None
+        checkpoint = last_checkpoint(args.output_dir)
         if args.should_save:
             for batch in bad:
                 batch["loss"] = str(batch["loss"])  # JSON has no NaN
@@ -173,12 +173,17 @@ def describe_records(dataset: Any, processor: Any) -> Callable[[list[int]], dict
 
 
 def _largest(tensors: Iterable[torch.Tensor | None]) -> torch.Tensor:
-    """The largest magnitude in floating-point tensors, NaN if one is; without waiting for the device."""
+    """The largest magnitude in floating-point tensors, not finite if one is not; without waiting for the device."""
     given = [tensor.detach() for tensor in tensors if tensor is not None and tensor.is_floating_point()]
-    given = [tensor for tensor in given if tensor.numel()]
-    largest = torch.nn.utils.get_total_norm(given, norm_type=math.inf)
-    # Of sharded tensors, over all of them.
-    return largest.full_tensor() if hasattr(largest, "full_tensor") else largest
+    sharded = any(hasattr(tensor, "to_local") for tensor in given)
+    # The shard of a small tensor, such as the head's bias, is empty in most processes.
+    given = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in given]
+    largest = torch.nn.utils.get_total_norm([tensor for tensor in given if tensor.numel()], norm_type=math.inf)
+    if sharded:
+        # Not every backend keeps NaN in a maximum.
+        largest = largest.nan_to_num(nan=math.inf, posinf=math.inf)
+        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+    return largest
 
 
 def _message(
