@@ -65,6 +65,70 @@ def test_metrics_are_those_of_the_models_own_scores(prm_folder: Folder, tmp_path
     assert other["error_recall"] != expected["error_recall"]
 
 
+def test_swapped_labels_turn_the_metrics_around(prm_folder: Folder, tmp_path: Path) -> None:
+    """A trained model is right where its labels are, and wrong by as much where they are swapped."""
+    options = {"max_steps": 25, "learning_rate": 1e-2, "per_device_train_batch_size": 8}
+    trainer, _ = make_trainer(prm_folder("qwen2"), tmp_path, soft_labels="harden", **options)
+    trainer.train()
+    hard = [[label if label == -100.0 else float(label >= 0.5) for label in row] for row in LABELS]
+    swapped = [[label if label == -100.0 else 1.0 - label for label in row] for row in hard]
+    found, other = trainer.evaluate(make_dataset(hard)), trainer.evaluate(make_dataset(swapped))
+    assert found["eval_roc_auc"] > 0.9
+    assert other["eval_roc_auc"] == pytest.approx(1.0 - found["eval_roc_auc"], abs=1e-9)
+    assert other["eval_step_accuracy"] == pytest.approx(1.0 - found["eval_step_accuracy"], abs=1e-9)
+    assert other["eval_loss"] > found["eval_loss"]
+    # What the index alone knows comes from the training labels, and turns around likewise.
+    name = "eval_index_only_roc_auc"
+    assert other[name] == pytest.approx(1.0 - found[name], abs=1e-9)
+    assert found[name] != 0.5
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_every_evaluation_has_the_metrics_of_the_index_alone(prm_folder: Folder, tmp_path: Path, trained: bool) -> None:
+    # The training set's steps are right at index 0 and wrong at index 1.
+    rules = {"soft_labels": "harden", "after_first_error": "mask"}
+    known = [[1.0, 0.4, 1.0], [0.6, 0.0], [1.0, 0.0]]
+    sets = {"same": make_dataset([[1.0, 0.0]] * 4), "other": make_dataset([[0.0, 1.0]] * 4)}
+    model = PRMForStepScoring.from_pretrained(prm_folder("qwen2"))
+    trainer = PRMTrainer(
+        model,
+        make_arguments(tmp_path, **rules),
+        processing_class=PRMProcessor.from_pretrained(prm_folder("qwen2")),
+        train_dataset=make_dataset(known) if trained else None,
+        eval_dataset=sets,
+    )
+    metrics = trainer.evaluate()
+    # Without training labels each half of a set is predicted by the other half of the same set.
+    assert metrics["eval_same_index_only_roc_auc"] == 1.0
+    assert metrics["eval_other_index_only_roc_auc"] == (0.0 if trained else 1.0)
+    # By hand: s / n over all training labels is 4 / 7 (the third step counts too, as in evaluation).
+    first = (3 + 4 / 7) / 4
+    second = (0 + first) / 4
+    if trained:
+        expected = ((1 - first) ** 2 + second**2) / 2
+        assert metrics["eval_same_index_only_brier"] == pytest.approx(expected, abs=1e-6)
+    assert {name for name in metrics if name.startswith("eval_same_index_only")} >= {
+        f"eval_same_index_only_{name}" for name in ("ece", "error_f1", "processbench_f1", "average_precision")
+    }
+
+
+def test_the_threshold_is_the_configs_unless_one_is_given(prm_folder: Folder, tmp_path: Path) -> None:
+    _, probs, labels = scores_by_hand(make_trainer(prm_folder("qwen2"), tmp_path)[0], make_rows())
+    for stored, given in ((0.9, None), (0.1, 0.9)):
+        model = PRMForStepScoring.from_pretrained(prm_folder("qwen2"))
+        model.config.error_threshold = stored
+        trainer = PRMTrainer(
+            model,
+            make_arguments(tmp_path, error_threshold=given),
+            processing_class=PRMProcessor.from_pretrained(prm_folder("qwen2")),
+            eval_dataset=make_dataset(),
+        )
+        expected = step_metrics(probs, labels, threshold=0.9)["error_recall"]
+        assert expected != step_metrics(probs, labels, threshold=0.1)["error_recall"]
+        assert trainer.evaluate()["eval_error_recall"] == pytest.approx(expected)
+        assert model.config.error_threshold == 0.9
+
+
 def test_sets_by_name_have_metrics_of_their_own(prm_folder: Folder, tmp_path: Path) -> None:
     sets = {"math": make_dataset(LABELS[:3]), "code": make_dataset(LABELS[4:])}
     trainer, _ = make_trainer(prm_folder("qwen2"), tmp_path, eval_dataset=sets)

@@ -46,8 +46,8 @@ class CalibrationArguments:
     calibrate: bool = field(
         default=True,
         metadata={
-            "help": "After training, fit a temperature and an error threshold on the evaluation data, if any, and store "
-            "both in the model's config."
+            "help": "After training, fit a temperature and an error threshold on the evaluation data, if any, and "
+            "store both in the model's config."
         },
     )
     calibration_set: str | None = field(
