@@ -69,7 +69,7 @@ def test_two_processes_give_the_same_loss_gradients_and_weights(
     model = PRMForStepScoring.from_pretrained(prm_folder("qwen2"))
     processor = PRMProcessor.from_pretrained(prm_folder("qwen2"))
     seven = exact_loss_and_gradients(model, processor, make_rows(LABELS[:7]))
-    for run in ("train", "evaluate_then_train", "uneven"):
+    for run in ("train", "evaluate_then_train", "uneven", "uneven_packed", "uneven_shared"):
         if run == "uneven":
             exact = seven
         for result in two_processes:

@@ -15,10 +15,11 @@ from small_training import LABELS, make_dataset, make_trainer
 LAYOUT = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "sgd": True}
 
 
-def train(folder: Path, *, records: int = 8, evaluate_first: bool = False) -> dict[str, Any]:
+def train(folder: Path, *, records: int = 8, evaluate_first: bool = False, **options: Any) -> dict[str, Any]:
     # Seven records in batches of three: the two processes get 3 and 3, then 1 and what fills a batch up.
     evaluation = {"eval_dataset": make_dataset(LABELS[:7]), "per_device_eval_batch_size": 3}
-    trainer, seen = make_trainer(folder / "prm", folder / "run", make_dataset(LABELS[:records]), **evaluation, **LAYOUT)
+    options = {**evaluation, **LAYOUT, **options}
+    trainer, seen = make_trainer(folder / "prm", folder / "run", make_dataset(LABELS[:records]), **options)
     metrics = trainer.evaluate() if evaluate_first else None
     trainer.train()
     loss = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
@@ -32,6 +33,8 @@ def main(folder: Path) -> None:
         "evaluate_then_train": train(folder, evaluate_first=True),
         # One record is missing for whole batches.
         "uneven": train(folder, records=7),
+        "uneven_packed": train(folder, records=7, packing="pack"),
+        "uneven_shared": train(folder, records=7, packing="share"),
     }
     result["world_size"] = torch.distributed.get_world_size()
     torch.save(result, folder / f"rank{torch.distributed.get_rank()}.pt")
