@@ -63,6 +63,7 @@ _OPTION_TYPES: dict[str, tuple[type, ...]] = {
     "step_joiner": (str,),
     "max_length": (int, type(None)),
     "aggregation": (str,),
+    "ids_probe": (str, type(None)),
     "temperature": (float, int),
     "error_threshold": (float, int),
     "layout_version": (int,),
@@ -159,6 +160,8 @@ class PRMConfig(PretrainedConfig):
         step_joiner: text between a separator and the next step.
         max_length: most tokens in one input; None means as many as the backbone reads.
         aggregation: how step probabilities become one score where no method is named.
+        ids_probe: the processor's hash of the ids of a fixed text, so that another tokenizer is noticed;
+            `PRMForStepScoring.from_backbone` fills it in.
         temperature: above 0; step probabilities are the sigmoid, or softmax, of the logits divided by it,
             which calibrates them without changing their order (Guo et al., 1706.04599). The loss takes
             the logits as they are.
@@ -192,6 +195,7 @@ class PRMConfig(PretrainedConfig):
     step_joiner: str = "\n"
     max_length: int | None = None
     aggregation: str = "min"
+    ids_probe: str | None = None
     temperature: float = 1.0
     error_threshold: float = 0.5
     layout_version: int = LAYOUT_VERSION

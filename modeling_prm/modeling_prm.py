@@ -247,7 +247,9 @@ class PRMForStepScoring(PreTrainedModel):
         config.separator_token_id, config.separator_is_reserved = add_separator(backbone, tokenizer, separator_token)
         config.max_length = config.max_length or config.max_positions
         config.dtype = backbone.dtype
-        return cls._around(backbone, config), PRMProcessor(tokenizer, **config.layout)
+        processor = PRMProcessor(tokenizer, **config.layout)
+        config.ids_probe = processor.ids_probe
+        return cls._around(backbone, config), processor
 
     def verifier(
         self, processor: PRMProcessor, aggregation: str | None = None, *, threshold: float | None = None

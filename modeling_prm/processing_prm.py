@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase, ProcessorMixin
@@ -69,7 +69,8 @@ class PRMProcessor(ProcessorMixin):
         for name, value in options.items():
             setattr(self, name, value)
         self.separator_token_id = separator_id(tokenizer, separator_token)
-        if ids_probe is not None and ids_probe != self._probe():
+        self.ids_probe = self._probe()
+        if ids_probe is not None and ids_probe != self.ids_probe:
             raise ValueError(
                 f"the tokenizer loaded as {type(tokenizer).__name__} and gives other ids than the one that was saved "
                 "with this processor, so every score would be off; load it with the versions of transformers and "
@@ -219,7 +220,7 @@ class PRMProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         output: dict[str, Any] = super().to_dict()
-        output["ids_probe"] = self._probe()
+        output["ids_probe"] = self.ids_probe
         return output
 
     def _join(self, prompt_ids: list[int], steps_ids: Sequence[list[int]]) -> EncodedSolution:
@@ -333,8 +334,11 @@ def check_solution(problem: Any, steps: Any, index: int) -> list[str]:
         raise TypeError(
             f"solution {index} is one string; give a list of steps, or say where to cut it with step_delimiter"
         )
-    if not isinstance(steps, Iterable):
-        raise TypeError(f"solution {index} must be a list of steps, got {type(steps).__name__}")
+    # A dictionary, a set or a result can be iterated too, but not to the steps.
+    if not isinstance(steps, Iterable) or isinstance(steps, (Mapping, Set)) or hasattr(steps, "step_probs"):
+        raise TypeError(
+            f"solution {index} must be a list of steps or a text, got {type(steps).__name__}; give its steps, in order"
+        )
     steps = list(steps)
     for number, step in enumerate(steps, start=1):
         if not isinstance(step, str):
@@ -343,7 +347,20 @@ def check_solution(problem: Any, steps: Any, index: int) -> list[str]:
             raise ValueError(f"step {number} of solution {index} is empty; leave it out or give its text")
     if not steps:
         raise ValueError(f"solution {index} has no step; give at least one")
+    _check_characters(problem, steps, index)
     return steps
+
+
+def _check_characters(problem: str, steps: Sequence[str], index: int) -> None:
+    """Refuse halves of surrogate pairs, which a text cut within an escaped emoji holds and no tokenizer reads."""
+    for number, text in enumerate((problem, *steps)):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            name = f"step {number} of solution {index}" if number else f"problem {index}"
+            raise ValueError(
+                f"{name} holds half of a surrogate pair, {text!r:.80}; decode its source with the right encoding"
+            ) from None
 
 
 def _bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

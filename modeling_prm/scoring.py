@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -170,10 +170,7 @@ class PRMVerifier:
         for row, (problem, solution) in enumerate(zip(problems, solutions, strict=True)):
             try:
                 solution = self._split(solution, step_style) if isinstance(solution, str) else solution
-                _check_kind(solution, first_idx + row)
-                checked = check_solution(problem, solution, first_idx + row)
-                _check_characters(problem, checked, first_idx + row)
-                steps[row] = checked
+                steps[row] = check_solution(problem, solution, first_idx + row)
             except (TypeError, ValueError) as error:
                 if raises:
                     raise
@@ -290,27 +287,6 @@ class PRMVerifier:
         )
 
 
-def _check_kind(solution: Any, index: int) -> None:
-    """Refuse what can be iterated, but not to the steps: they would be scored without a word."""
-    if isinstance(solution, (Mapping, Set)) or hasattr(solution, "step_probs"):
-        raise TypeError(
-            f"solution {index} must be a list of steps or a text, got {type(solution).__name__}; give "
-            "its steps, in order"
-        )
-
-
-def _check_characters(problem: str, steps: Sequence[str], index: int) -> None:
-    """Refuse halves of surrogate pairs, which a text cut within an escaped emoji holds and no tokenizer reads."""
-    for number, text in enumerate((problem, *steps)):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            name = f"step {number} of solution {index}" if number else f"problem {index}"
-            raise ValueError(
-                f"{name} holds half of a surrogate pair, {text!r:.80}; decode its source with the right encoding"
-            ) from None
-
-
 def check_processor(model: Any, processor: Any) -> None:
     """Check that model and processor have the same layout of ids.
 
@@ -332,6 +308,12 @@ def check_processor(model: Any, processor: Any) -> None:
     if different:
         shown = "; ".join(f"{name} is {ours[name]!r} and {theirs[name]!r}" for name in different)
         raise ValueError(f"model and processor do not belong together: {shown}. Load both from the same checkpoint")
+    probe = getattr(model.config, "ids_probe", None)
+    if probe is not None and probe != processor.ids_probe:
+        raise ValueError(
+            "model and processor do not belong together: the tokenizer gives other ids than the one that the model was "
+            "made with. Load both from the same checkpoint"
+        )
     limit = model.config.max_positions
     if limit is not None and (processor.max_length is None or processor.max_length > limit):
         raise ValueError(

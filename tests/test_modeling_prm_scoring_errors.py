@@ -30,7 +30,7 @@ BAD: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "empty step": (PROBLEM, ["a", ""], ValueError, "step 2 of solution {i} is empty"),
     "blank step": (PROBLEM, [" \n"], ValueError, "step 1 of solution {i} is empty"),
     "no string": (PROBLEM, ["a", 3], TypeError, "step 2 of solution {i} must be a string, got int"),
-    "no list": (PROBLEM, 3, TypeError, "solution {i} must be a list of steps, got int"),
+    "no list": (PROBLEM, 3, TypeError, "solution {i} must be a list of steps or a text, got int"),
     # Iterated, a dictionary gives its keys and a set its members in any order.
     "dictionary": (PROBLEM, {"steps": ["a"]}, TypeError, "solution {i} must be a list of steps or a text, got dict"),
     "set": (PROBLEM, {"a", "b"}, TypeError, "solution {i} must be a list of steps or a text, got set"),
@@ -304,3 +304,16 @@ def test_the_progress_bar_shows_long_work(
     # Whoever turned off the bars of Transformers sees none of ours.
     monkeypatch.setattr(transformers.utils.logging, "_tqdm_active", False)
     assert written(show_progress=True) == ""
+
+
+def test_a_processor_with_another_tokenizer_is_refused_where_even_the_separator_has_the_same_id(
+    make_prm: Callable[..., Any],
+) -> None:
+    model, processor = make_prm("qwen2")
+    _, other = make_prm("roberta")
+    assert other.separator_token_id == processor.separator_token_id
+    with pytest.raises(ValueError, match="do not belong together: the tokenizer gives other ids"):
+        PRMVerifier(model, other)
+    # A checkpoint from before the hash was kept is taken at its word.
+    model.config.ids_probe = None
+    PRMVerifier(model, other)
