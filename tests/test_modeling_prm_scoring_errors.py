@@ -42,7 +42,7 @@ BAD: dict[str, tuple[Any, Any, type[Exception], str]] = {
     ),
     "half a pair in a text": (PROBLEM, "a\n\nb \udc00", ValueError, "step 2 of solution {i} holds half of a surrogate"),
     "half a pair in a problem": ("What \ud83d?", ["a"], ValueError, "problem {i} holds half of a surrogate pair"),
-    "None": (PROBLEM, None, TypeError, "solution {i} must be a list of steps, got NoneType"),
+    "None": (PROBLEM, None, TypeError, "solution {i} must be a list of steps or a text, got NoneType"),
     "empty problem": ("", ["a"], ValueError, "problem {i} is empty"),
     "blank problem": (" \n", ["a"], ValueError, "problem {i} is empty"),
     "problem of no string": (None, ["a"], TypeError, "problem {i} must be a string, got NoneType"),
