@@ -99,16 +99,16 @@ def plot_learning_curves(log_history: Sequence[Mapping[str, Any]], *, title: str
             _draw_line(axes, points, color=colours[name], label=f"{name}, step's index alone", linestyle="--")
         _style(axes, title=label, xlabel="optimizer step")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(fontsize=7, frameon=False)
+        _legend(axes, 7)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
 
 
 def plot_reliability(tables: Mapping[str, ReliabilityTable], *, title: str | None = None) -> Figure:
     """Draw the share of correct steps against their mean probability, and below how many steps there are.
 
-    On the diagonal, of the steps with probability p a share of p is correct; below it the model is too sure.
+    On the diagonal, of the steps with probability p a share of p is correct; below it steps are rated too high.
 
     Args:
         tables: reliability tables of one set of steps by name, for example before and after calibration.
@@ -144,7 +144,7 @@ def plot_reliability(tables: Mapping[str, ReliabilityTable], *, title: str | Non
     _style(diagram, title=title, ylabel="share of correct steps")
     _style(counts, xlabel="probability that the step is correct", ylabel="steps")
     diagram.set(xlim=(0, 1), ylim=(0, 1))
-    diagram.legend(fontsize=8, frameon=False)
+    _legend(diagram, 8)
     return figure
 
 
@@ -259,10 +259,15 @@ def _draw_line(axes: Axes, points: Sequence[tuple[int, float]], **style: Any) ->
         axes.plot(*zip(*points, strict=True), linewidth=1.3, markersize=3, **style)
 
 
+def _legend(axes: Axes, size: int) -> None:
+    for text in axes.legend(fontsize=size, frameon=False).get_texts():
+        # Names of data are the user's, and no formula.
+        text.set_parse_math(False)
+
+
 def _style(axes: Axes, *, title: str | None = None, xlabel: str = "", ylabel: str = "") -> None:
     axes.set_xlabel(xlabel, fontsize=8, color=_GREY)
     axes.set_ylabel(ylabel, fontsize=8, color=_GREY)
-    # Names of data are the user's, and no formula.
     axes.set_title(title or "", fontsize=9, parse_math=False)
     axes.tick_params(labelsize=8, colors=_GREY)
     axes.grid(alpha=0.3)
