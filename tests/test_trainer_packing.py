@@ -387,6 +387,21 @@ def test_solutions_of_a_problem_come_together() -> None:
     assert len({tuple(record for record in order if problems[record] == 7) for order in firsts}) > 4
 
 
+def test_batches_that_share_hold_whole_problems(prm_folder: Folder, tmp_path: Path) -> None:
+    # Records 0, 1, 4, 5 have one problem, 2, 3, 6, 7 another.
+    rows = make_rows([[1.0, 0.0]] * 8)
+    for number, row in enumerate(rows):
+        row["problem"] = f"{PROBLEM} ({number // 2 % 2})"
+    dataset = datasets.Dataset.from_list(rows)
+    options = {"per_device_train_batch_size": 4, "seed": 1}
+    for packing, strategy in (("share", "random"), ("pack", "random"), ("share", "sequential")):
+        options |= {"packing": packing, "train_sampling_strategy": strategy}
+        trainer, _ = make_trainer(prm_folder("qwen2"), tmp_path, dataset, **options)
+        problems = [set((batch["record"] // 2 % 2).tolist()) for batch in trainer.get_train_dataloader()]
+        together = packing == "share" and strategy == "random"
+        assert problems in ([{0}, {1}], [{1}, {0}]) if together else problems == [{0, 1}, {0, 1}]
+
+
 @pytest.mark.usefixtures("attention_is_free")
 def test_resuming_within_an_epoch_is_bit_exact(make_prm: MakePRM, tmp_path: Path) -> None:
     def run(folder: Path, max_steps: int, resume: str | None = None) -> torch.Tensor:
