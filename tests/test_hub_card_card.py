@@ -244,6 +244,8 @@ def test_pictures_are_copied_under_names_that_are_safe(prms: dict[str, tuple[Any
 
 HOSTILE = [
     "<script>alert(1)</script>",
+    "<script\nsrc=//evil.example\n>\n</script\n>",
+    "<div\nonclick=alert(1)\n",
     "a | b | c",
     "x\\|<script>alert(1)</script>",
     "x\\\\|<img src=x onerror=alert(1)>|\\",
@@ -265,18 +267,22 @@ HOSTILE = [
 
 
 class Rendered(HTMLParser):
-    """A card as a browser has it: its tags, and the text of each cell and of the whole."""
+    """A card as a browser has it: its tags, and the text of each cell, each heading and the whole."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, Any]]] = []
         self.cells: list[str] = []
         self.text = ""
-        self._in_cell = False
+        self.headings: list[str] = []
+        self._in_cell = self._in_heading = False
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.tags.append((tag, dict(attrs)))
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append("")
+            self._in_heading = True
         if tag == "td":
             self.cells.append("")
             self._in_cell = True
@@ -285,9 +291,12 @@ class Rendered(HTMLParser):
         self.text += data
         if self._in_cell:
             self.cells[-1] += data
+        if self._in_heading:
+            self.headings[-1] += data
 
     def handle_endtag(self, tag: str) -> None:
         self._in_cell = self._in_cell and tag != "td"
+        self._in_heading = self._in_heading and tag not in ("h1", "h2", "h3")
 
     def structure(self) -> list[str]:
         """The tags, but for paragraphs, of which a text may have several."""
@@ -328,7 +337,9 @@ def test_text_of_others_stays_text(prms: dict[str, tuple[Any, Any]], text: str) 
     assert found.structure() == harmless.structure()
     # As it was written, in one line where the place has one.
     line = " ".join(text.split())
-    assert [cell for cell in found.cells if cell == line], "the name of a hyperparameter"
+    assert found.headings[0] == line
+    assert " ".join(f"{text}, {text}".split()) in found.headings  # data set and split of a result
+    assert line in found.cells  # the name of a hyperparameter
     assert f"from {' '.join(text.splitlines())}" in " ".join(found.cells)
     for paragraph in text.splitlines():
         assert paragraph.strip() in found.text
