@@ -199,6 +199,9 @@ HALF = [[LN3, LN3], [LN3, 0.0]], [[1.0, 0.0], [0.0, IGNORED]]  # losses A, B and
         ({"step_weighting": last_weighs_all}, *HALF, (B + B) / 2),
         ({"normalization": "solution"}, *HALF, ((A + B) / 2 + B) / 2),
         ({"normalization": "solution", "step_weighting": "linear"}, *HALF, ((2 / 3 * A + 4 / 3 * B) / 2 + B) / 2),
+        # Weights are relative, however small.
+        ({"step_weighting": lambda i, n: 0.01 * i}, *HALF, (A + 2 * B + B) / 4),
+        ({"step_weighting": lambda i, n: 0.01 * i, "normalization": "solution"}, *HALF, ((A + 2 * B) / 3 + B) / 2),
         # A solution whose weights are all 0 is none to take the mean over.
         ({"normalization": "solution", "step_weighting": lambda i, n: (i > 1).float()}, *HALF, B),
         # log(1 + exp(0 - ln 3)) and log(1 + exp(-ln 3 - ln 3))
@@ -334,7 +337,7 @@ def test_without_a_label_loss_and_gradient_are_zero(options: dict[str, Any]) -> 
     logits.requires_grad_()
     loss = StepLoss(**options)(logits, torch.full((8, 6), IGNORED))
     loss.backward()
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
     assert logits.grad is not None
     assert not logits.grad.any()
 

@@ -188,7 +188,7 @@ class StepLoss:
         weights = self._weights(labelled)
         if self.normalization == "solution":
             weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-        return (torch.where(labelled, losses, 0) * weights).sum()
+        return (losses * weights).sum()
 
     def _ranking_sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         correct, wrong = self._classes(labels)
