@@ -31,6 +31,7 @@ from .model_calibration import Calibration, EvaluatedScores
 from .packing import STEP_INDEX, Packing, PackingCollator, choose_packing, problem_sampler, unpack
 from .preparation import PROBLEM_ID, RECORD_NUMBER, TOKEN_COLUMNS, PreparationReport, tokenize_dataset
 from .publishing import model_metrics, publish_folder
+from .sharding import own_class, whole_weights
 from .step_index import StepIndexGuard, labels_of
 from .trl_names import from_trl_columns
 
@@ -238,10 +239,16 @@ class PRMTrainer(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(checkpoint)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `Trainer`; of a model in shards, the whole one."""
+        with whole_weights(self):
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As in `Trainer`; of a model in adapters, checkpoints hold the adapters and other saves the merged PRM."""
         if not has_adapters(self.model):
-            super()._save(output_dir, state_dict)
+            with own_class(self.model):
+                super()._save(output_dir, state_dict)
             return
         save_adapters(
             super()._save,

@@ -1,0 +1,45 @@
+"""Saving a model whose weights are sharded over processes (FSDP2) as a plain checkpoint, which loads anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch.distributed.fsdp import FSDPModule, StateDictType
+
+
+@contextlib.contextmanager
+def whole_weights(trainer: Any) -> Iterator[None]:
+    """Let `Trainer.save_model` gather sharded weights, also where the checkpoints of the engine stay sharded.
+
+    With `SHARDED_STATE_DICT`, accelerate's default for FSDP2, it would save nothing.
+    """
+    plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
+    if plugin is None:
+        yield
+        return
+    own = plugin.state_dict_type
+    plugin.state_dict_type = StateDictType.FULL_STATE_DICT
+    try:
+        yield
+    finally:
+        plugin.state_dict_type = own
+
+
+@contextlib.contextmanager
+def own_class(model: Any) -> Iterator[None]:
+    """Give a model that `fully_shard` sharded its own class for a while.
+
+    `fully_shard` puts a class of PyTorch's in its place, and `save_pretrained` would write the code of that one.
+    """
+    sharded: Any = type(model)
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    own: Any = next(base for base in sharded.__mro__ if not issubclass(base, FSDPModule))
+    model.__class__ = own
+    try:
+        yield
+    finally:
+        model.__class__ = sharded
