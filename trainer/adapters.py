@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 ADAPTER_FOLDER = "adapter"
 ADAPTER_CONFIG = "adapter_config.json"
 _HEAD = "value_head"
-_HEAD_PATTERN = rf"(.*\.)?{_HEAD}(\..*)?"
 # What an adapter is, beside its weights; dropout may change when training goes on.
 _SAME = ("r", "lora_alpha", "target_modules")
 
@@ -120,20 +119,13 @@ def add_adapters(model: Any, options: Any) -> Any:
         )
     if not isinstance(options, peft.LoraConfig):
         raise TypeError(f"options must be AdapterArguments or peft.LoraConfig, got {type(options).__name__}")
-    excluded = options.exclude_modules
-    if isinstance(excluded, str):
-        excluded = f"(?:{excluded})|{_HEAD_PATTERN}"
-    elif excluded:
-        excluded = [*excluded, f"{_HEAD}.out", f"{_HEAD}.dense"]
+    # Of what it saves whole, peft makes no adapters.
     config = dataclasses.replace(
         options,
         task_type=None,
         modules_to_save=sorted({*(options.modules_to_save or ()), _HEAD}),
-        exclude_modules=excluded or _HEAD_PATTERN,
         trainable_token_indices=options.trainable_token_indices or [model.config.separator_token_id],
     )
-    if not getattr(options, "fan_in_fan_out", False) and model.config.text_config.model_type == "gpt2":
-        config.fan_in_fan_out = True  # as peft would set it itself, with a warning
     return peft.get_peft_model(model, config)
 
 
