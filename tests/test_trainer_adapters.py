@@ -362,8 +362,10 @@ def test_models_and_configs_that_would_not_train_a_prm_are_refused(
         add_adapters(model, AdapterArguments())
     with pytest.raises(TypeError, match=r"must be AdapterArguments or peft\.LoraConfig, got IA3Config"):
         add_adapters(model, peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[]))
-    with pytest.raises(ValueError, match="no_such"):
-        add_adapters(copy.deepcopy(model), AdapterArguments(lora_r=2, lora_target_modules=["no_such"]))
+    for targets in (["no_such", "q_proj"], ["value_head.out"]):
+        message = f"no layer of the backbone is named {targets[0]}; its linear layers are down_proj, gate_proj, k_proj"
+        with pytest.raises(ValueError, match=message):
+            add_adapters(copy.deepcopy(model), AdapterArguments(lora_r=2, lora_target_modules=targets))
     data = {"processing_class": processor, "train_dataset": make_dataset()}
     with pytest.raises(ValueError, match="freeze_backbone trains the head alone"):
         PRMTrainer(copy.deepcopy(model), make_arguments(tmp_path, freeze_backbone=True), **data, peft_config=LORA)

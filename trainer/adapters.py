@@ -19,6 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+from transformers.pytorch_utils import Conv1D
+
 from hub_card.publishing import plain_model
 from modeling_prm import PRMConfig
 
@@ -111,6 +114,8 @@ def add_adapters(model: Any, options: Any) -> Any:
         if options.lora_r is None:
             raise ValueError("lora_r is None, which asks for no adapters; give a rank such as 16")
         targets = options.lora_target_modules
+        if targets != ["all-linear"]:
+            _check_targets(model.backbone, targets)
         options = peft.LoraConfig(
             r=options.lora_r,
             lora_alpha=2 * options.lora_r if options.lora_alpha is None else options.lora_alpha,
@@ -127,6 +132,18 @@ def add_adapters(model: Any, options: Any) -> Any:
         trainable_token_indices=options.trainable_token_indices or [model.config.separator_token_id],
     )
     return peft.get_peft_model(model, config)
+
+
+def _check_targets(backbone: torch.nn.Module, targets: list[str]) -> None:
+    """Refuse a name that no layer of the backbone has, which peft passes over if another one is found."""
+    names = [f".{name}" for name, _ in backbone.named_modules()]
+    if absent := [target for target in targets if not any(name.endswith(f".{target}") for name in names)]:
+        linear = {name for name, module in backbone.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
+        known = sorted({name.rpartition(".")[2] for name in linear})
+        raise ValueError(
+            f"no layer of the backbone is named {', '.join(absent)}; its linear layers are {', '.join(known)}; name "
+            "some of them, or all-linear alone"
+        )
 
 
 def has_adapters(model: Any) -> bool:
