@@ -144,6 +144,9 @@ def test_several_gpus_in_one_process_give_the_loss_of_one(
     trainer.train()
     expected, gradients = whole["pairwise"]
     assert isinstance(trainer.model_wrapped, torch.nn.DataParallel)
+    # Of what the model is given each GPU gets a part, so that there must be one for each.
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert trainer._get_num_items_in_batch([batch], torch.device("cpu")).shape == (2, 2)
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
     assert worst(seen.steps[0], gradients) < 1e-5
 

@@ -275,7 +275,9 @@ class PRMTrainer(Trainer):
         if not batch_samples or "labels" not in batch_samples[0]:
             return None
         counts = torch.stack([self.step_loss.counts(batch["labels"]) for batch in batch_samples]).sum(dim=0)
-        return self.accelerator.gather(counts.to(device).unsqueeze(0)).sum(dim=0)
+        counts = self.accelerator.gather(counts.to(device).unsqueeze(0)).sum(dim=0)
+        # With several GPUs in one process each gets a part of whatever the model is given.
+        return counts if self.args.n_gpu <= 1 else counts.expand(self.args.n_gpu, -1)
 
     def compute_loss(
         self,
@@ -292,9 +294,11 @@ class PRMTrainer(Trainer):
     def _compute_step_loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        loss = self.step_loss(outputs["logits"], labels, num_items_in_batch)
+        if num_items_in_batch is None:
+            return self.step_loss(outputs["logits"], labels)
+        counts = num_items_in_batch.view(-1, num_items_in_batch.shape[-1])[0]
         # For one process with several GPUs Trainer multiplies by their number, as if each had a loss of its own.
-        return loss if num_items_in_batch is None else loss / max(self.args.n_gpu, 1)
+        return self.step_loss(outputs["logits"], labels, counts) / max(self.args.n_gpu, 1)
 
     def _without_fillers(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # To give every process a whole last batch, accelerate repeats records, which would count twice.
