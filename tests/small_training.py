@@ -132,9 +132,13 @@ def run_python(*words: Any, processes: int = 0, timeout: int = 240) -> subproces
         command += ["--dynamo_backend", "no", "--num_processes", str(processes)]
         command += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
         command += ["-m"]
+    return subprocess.run(
+        [*command, *map(str, words)], cwd=PROJECT, env=environment(), capture_output=True, text=True, timeout=timeout
+    )
+
+
+def environment() -> dict[str, str]:
+    """The environment of other processes: offline, quiet, one thread, on CPUs, and the tests' modules on the path."""
     path = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment = {**os.environ, **quiet, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *map(str, words)], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=timeout
-    )
+    return {**os.environ, **quiet, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_training import LABELS, make_arguments, make_dataset, make_rows, make_trainer, run_python
+from small_training import LABELS, make_arguments, make_dataset, make_rows, make_trainer
+from training_with_faults import Trainings
 
 from trainer import train
 from trainer.checkpoints import (
@@ -42,6 +43,12 @@ def trained(prm_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Pat
     trainer, _ = make_trainer(prm_folder("qwen2"), folder, max_steps=4, save_strategy="steps", save_steps=2)
     trainer.train()
     return folder
+
+
+@pytest.fixture(scope="module")
+def trainings() -> Iterator[Trainings]:
+    with Trainings() as run:
+        yield run
 
 
 @pytest.fixture
@@ -83,23 +90,23 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 def test_killed_in_a_save_and_at_a_random_moment_the_end_is_that_of_an_uninterrupted_run(
-    options: list[str], tmp_path: Path
+    options: list[str], trainings: Trainings, tmp_path: Path
 ) -> None:
     layout, resume = ["--per-device-train-batch-size", "2"], ["--resume-from-checkpoint", "last"]
     train.main([*options, *layout, "--output-dir", str(tmp_path / "whole")])
     out = tmp_path / "out"
     options = [*options, *layout, "--output-dir", str(out)]
 
-    killed = run_python("training_with_faults", "half-written:4", *options)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    killed = trainings("half-written:4", *options)
+    assert killed.codes == [-signal.SIGKILL], killed.stderr[-3000:]
     assert names(out) == [SAVING_FOLDER, "checkpoint-2"]
     part = out / SAVING_FOLDER / "checkpoint-4"
     assert 0 < (part / "optimizer.pt").stat().st_size < 0.6 * (out / "checkpoint-2" / "optimizer.pt").stat().st_size
 
     # Batches take 50 ms and more, so that this falls anywhere in the eight steps that are left.
     moment = random.Random(7).uniform(0.05, 0.4)
-    killed = run_python("training_with_faults", f"after:{moment}", *options, *resume)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    killed = trainings(f"after:{moment}", *options, *resume)
+    assert killed.codes == [-signal.SIGKILL], killed.stderr[-3000:]
     said = [line for line in killed.stderr.splitlines() if "going on from" in line]
     assert said == ["WARNING trainer.checkpoints: checkpoint-4 was not saved to its end; going on from checkpoint-2"]
     assert not (out / "model.safetensors").exists()
@@ -111,19 +118,21 @@ def test_killed_in_a_save_and_at_a_random_moment_the_end_is_that_of_an_uninterru
     assert problem_of(out / "checkpoint-8") is problem_of(out / "checkpoint-10") is None
 
 
-def test_two_processes_killed_when_only_the_first_has_saved_its_part(options: list[str], tmp_path: Path) -> None:
+def test_two_processes_killed_when_only_the_first_has_saved_its_part(
+    options: list[str], trainings: Trainings, tmp_path: Path
+) -> None:
     # Plain descent keeps rounding errors small.
     options = [*options, "--disable-dropout", "--optim", "sgd", "--max-steps", "6", "--learning-rate", "0.1"]
     train.main([*options, "--per-device-train-batch-size", "4", "--output-dir", str(tmp_path / "whole")])
     out = tmp_path / "out"
     options = [*options, "--per-device-train-batch-size", "2", "--output-dir", str(out)]
-    killed = run_python("training_with_faults", "before-others:4", *options, processes=2)
-    assert killed.returncode != 0
+    killed = trainings("before-others:4", *options, processes=2)
+    assert killed.codes == [-signal.SIGKILL] * 2, killed.stderr[-3000:]
     assert names(out) == [SAVING_FOLDER, "checkpoint-2"]
     assert (out / SAVING_FOLDER / "checkpoint-4" / "trainer_state.json").exists()
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in (out / "checkpoint-2").iterdir()}
-    done = run_python("training_with_faults", "none", *options, "--resume-from-checkpoint", "last", processes=2)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = trainings("none", *options, "--resume-from-checkpoint", "last", processes=2)
+    assert done.codes == [0, 0], done.stderr[-3000:]
     assert done.stderr.count("checkpoint-4 was not saved to its end; going on from checkpoint-2") == 1
     assert names(out) == ["checkpoint-4", "checkpoint-6"]
     expected, start = weights(tmp_path / "whole"), weights(out / "checkpoint-4")
@@ -213,13 +222,14 @@ def test_no_whole_checkpoint_is_said_with_the_reasons(run: Path, prm_folder: Fol
 
 
 def test_what_a_killed_first_save_left_does_not_stand_in_the_way(tmp_path: Path, prm_folder: Folder) -> None:
-    left = tmp_path / SAVING_FOLDER / "checkpoint-6"
+    left = tmp_path / SAVING_FOLDER / "checkpoint-1"
     left.mkdir(parents=True)
-    (left / "model.safetensors").write_bytes(b"half")
+    (left / "rng_state_7.pth").write_bytes(b"half")
     assert find_checkpoint(make_arguments(tmp_path)) is None
     trainer, _ = make_trainer(prm_folder("qwen2"), tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
     assert names(tmp_path) == ["checkpoint-1"]
+    assert not (tmp_path / "checkpoint-1" / "rng_state_7.pth").exists()
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from small_training import LABELS, make_dataset, make_rows, make_trainer, run_python
+from small_training import LABELS, make_dataset, make_rows, make_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_with_faults import make_nan
+from training_with_faults import Trainings, make_nan
 
 from modeling_prm import PRMProcessor
 from trainer import train
@@ -83,6 +83,17 @@ def test_a_nan_stops_before_its_step_and_names_its_records(
     assert problem_of(last) is None
     assert after_first.seen
     assert all(torch.equal(after_first.seen[name], tensor) for name, tensor in weights_of(trainer.model).items())
+
+
+def test_packed_records_are_named_too(prm_folder: Folder, tmp_path: Path) -> None:
+    rows = make_rows()
+    token = mark(prm_folder("qwen2"), 5, rows)
+    options = LAYOUT | {"packing": "pack", "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    trainer, _ = make_trainer(prm_folder("qwen2"), tmp_path, datasets.Dataset.from_list(rows), **options)
+    make_nan(trainer.model, token)
+    with pytest.raises(NonFiniteLossError, match="loss of optimizer step 2") as stopped:
+        trainer.train()
+    assert stopped.value.records == [4, 5, 6, 7]
 
 
 class Infinite(StepLoss):
@@ -170,8 +181,9 @@ def test_two_processes_stop_together_and_name_the_records_of_both(
     words = ["--backbone", backbone_folder("gpt2"), "--train-data", tmp_path / "data.jsonl", "--output-dir", out]
     words += ["--use-cpu", "--report-to", "none", "--max-steps", "4", "--save-steps", "1", "--disable-tqdm", "true"]
     words += ["--per-device-train-batch-size", "2", "--train-sampling-strategy", "sequential"]
-    done = run_python("training_with_faults", f"nan:{token}", *words, processes=2)
-    assert done.returncode != 0
+    with Trainings() as run:
+        done = run(f"nan:{token}", *words, processes=2)
+    assert done.codes == [1, 1], done.stderr[-3000:]
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 2
     for line in lines:

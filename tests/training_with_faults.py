@@ -1,26 +1,40 @@
-"""`trainer.train` with a fault, for the tests: `python -m training_with_faults FAULT OPTIONS`.
+"""`trainer.train` with a fault, in processes that may be killed.
 
-FAULT is one of
+with Trainings() as run:
+    done = run("half-written:4", "--backbone", ...)
+    done.codes, done.stderr
+
+A fault is one of
+    none                nothing is wrong
     half-written:STEP   killed when half the optimizer's state of that step's checkpoint is on the disk
     after:SECONDS       killed so long after the first batch, at whatever is done then; batches take 50 ms more
     before-others:STEP  both processes killed when the first has written its part of that step's checkpoint
     nan:TOKEN           the embedding of that token is NaN wherever it is looked up
 
-Killed is: by SIGKILL, so that no handler and no `finally` runs.
+Killed is: by SIGKILL, so that no handler and no `finally` runs. The processes are forked from one that has imported the
+trainer and done nothing else, which saves most of the time that a new one takes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import signal
+import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
+import traceback
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from small_training import PROJECT, environment
 
 from trainer import train
 from trainer.prm_trainer import PRMTrainer
@@ -94,7 +108,7 @@ def nan(token: int) -> None:
     train.start_model = start
 
 
-def main(fault: str, options: list[str]) -> None:
+def train_with(fault: str, options: list[str]) -> None:
     name, _, value = fault.partition(":")
     {
         "half-written": lambda: half_written(int(value)),
@@ -106,5 +120,81 @@ def main(fault: str, options: list[str]) -> None:
     train.main(options)
 
 
+@dataclass(frozen=True)
+class Done:
+    """How processes ended (the signal as a negative number), and what they wrote to their error streams."""
+
+    codes: list[int]
+    stderr: str
+
+
+class Trainings:
+    """Runs `trainer.train` with a fault, in one process or several."""
+
+    def __enter__(self) -> Trainings:
+        words = [sys.executable, "-m", "training_with_faults"]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._server = subprocess.Popen(words, cwd=PROJECT, env=environment(), **pipes)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._server.kill()
+        self._server.communicate()
+
+    def __call__(self, fault: str, *options: Any, processes: int = 1) -> Done:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps([fault, list(map(str, options)), processes]) + "\n")
+        self._server.stdin.flush()
+        return Done(**json.loads(self._server.stdout.readline()))
+
+
+def run_forked(fault: str, options: list[str], processes: int) -> Done:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with contextlib.ExitStack() as stack:
+        children, errors = [], [stack.enter_context(tempfile.TemporaryFile()) for _ in range(processes)]
+        for rank, file in enumerate(errors):
+            child = os.fork()
+            if child == 0:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+                if processes > 1:
+                    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+                    os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
+                    os.environ["MASTER_PORT"] = str(port)
+                _run_and_exit(fault, options)
+            children.append(child)
+        alarm = threading.Timer(200, lambda: [os.kill(child, signal.SIGKILL) for child in children])
+        alarm.start()
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        alarm.cancel()
+        for file in errors:
+            file.seek(0)
+        return Done(codes, "".join(file.read().decode() for file in errors))
+
+
+def _run_and_exit(fault: str, options: list[str]) -> None:
+    code = 1
+    try:
+        train_with(fault, options)
+        code = 0
+    except SystemExit as stopped:
+        print(stopped.code, file=sys.stderr, flush=True)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> None:
+    for line in sys.stdin:
+        done = run_forked(*json.loads(line))
+        print(json.dumps(asdict(done)), flush=True)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main()
