@@ -33,6 +33,12 @@ def test_its_threshold_is_the_best_on_what_it_was_fitted_on() -> None:
     # p = 0.85 at index 0 and 0.2125 at index 1: any threshold between them finds every error, and no false one.
     assert predictor.probs[1] < predictor.threshold <= predictor.probs[0]
     assert step_metrics(predictor.predict(labels), labels, threshold=predictor.threshold)["processbench_f1"] == 1.0
+    # Here p is 0.967 and 0.656: below 0.5 nothing would be called wrong. Between them the error is found, and of the
+    # three correct solutions the longer one is called wrong: 2 * 1 * 2/3 / (5/3).
+    labels = np.array([[1, 0], [1, 1], [1, -100], [1, -100]], float)
+    predictor = StepIndexPredictor.fit(labels)
+    found = step_index_metrics(labels, predictor)
+    assert found["index_only_processbench_f1"] == pytest.approx(0.8)
     # With solutions of one kind only, there is none to choose.
     assert StepIndexPredictor.fit(KNOWN).threshold == 0.5
     assert StepIndexPredictor.fit(np.ones((2, 2))).threshold == 0.5
