@@ -41,6 +41,7 @@ DATA_OPTIONS = {
     "eval_split": "test",
     "data_format": "auto",
     "on_bad_row": "error",
+    "streaming": False,
 }
 TRAINING_OPTIONS = {
     "head_learning_rate": None,
@@ -63,6 +64,7 @@ TRAINING_OPTIONS = {
     "disable_dropout": False,
     "packing": "none",
     "dataset_num_proc": None,
+    "shuffle_buffer_size": 10_000,
 }
 
 
@@ -107,6 +109,7 @@ def test_names_are_in_one_dataclass_only_and_explained() -> None:
         ({"truncation": "cut"}, r"truncation must be one of \('drop', 'error'\), got 'cut'"),
         ({"overlong_problems": "drop"}, r"overlong_problems must be one of \('error', 'skip'\), got 'drop'"),
         ({"packing": "tight"}, r"packing must be one of \('none', 'pack', 'share'\), got 'tight'"),
+        ({"shuffle_buffer_size": 0}, "shuffle_buffer_size must be at least 1, got 0; to leave the order as it is"),
         ({"dataset_num_proc": 0}, "dataset_num_proc must be None or at least 1, got 0"),
         ({"error_threshold": 1.01}, r"error_threshold must be in \[0, 1\], got 1.01"),
         ({"error_threshold": float("nan")}, r"error_threshold must be in \[0, 1\], got nan"),
@@ -128,6 +131,8 @@ def test_values_at_the_border_are_taken(tmp_path: Any) -> None:
 def test_evaluation_data_come_from_one_place() -> None:
     with pytest.raises(ValueError, match="give --eval-data or --eval-fraction, not both"):
         DataArguments(train_data=["a"], eval_data=["b"], eval_fraction=0.1)
+    with pytest.raises(ValueError, match="--eval-fraction needs all training data at hand; give --eval-data"):
+        DataArguments(train_data=["a"], eval_fraction=0.1, streaming=True)
 
 
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])

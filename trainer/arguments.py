@@ -121,9 +121,16 @@ class DataArguments:
         metadata={"help": "Stop at a row that cannot be read, or skip and count it."},
     )
 
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the training data as they are needed, for more than the disk holds; with --max-steps."},
+    )
+
     def __post_init__(self) -> None:
         if self.eval_data and self.eval_fraction:
             raise ValueError("give --eval-data or --eval-fraction, not both")
+        if self.streaming and self.eval_fraction:
+            raise ValueError("--eval-fraction needs all training data at hand; give --eval-data with --streaming")
 
 
 @explain_trl_names
@@ -155,6 +162,8 @@ class PRMTrainingArguments(TrainingArguments):
             `"pack"` changes neither what a step learns from nor its loss, only its speed. What the backbone cannot do
             is left out with a warning (`modeling_prm.capabilities`).
         dataset_num_proc: how many processes tokenize.
+        shuffle_buffer_size: of a stream, the next record is drawn from so many; with
+            `train_sampling_strategy="sequential"` its order stays as it is.
 
     Raises:
         ValueError: an option has a value outside those allowed; or `label_smoothing_factor` is set, which
@@ -224,6 +233,9 @@ class PRMTrainingArguments(TrainingArguments):
         },
     )
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize the data."})
+    shuffle_buffer_size: int = field(
+        default=10_000, metadata={"help": "With --streaming, the next record is drawn from so many."}
+    )
 
     def __post_init__(self) -> None:
         if self.label_smoothing_factor != 0:
@@ -251,6 +263,11 @@ class PRMTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if self.dataset_num_proc is not None and self.dataset_num_proc < 1:
             raise ValueError(f"dataset_num_proc must be None or at least 1, got {self.dataset_num_proc}")
+        if self.shuffle_buffer_size < 1:
+            raise ValueError(
+                f"shuffle_buffer_size must be at least 1, got {self.shuffle_buffer_size}; to leave the order as it is, "
+                "pass train_sampling_strategy='sequential'"
+            )
         if self.error_threshold is not None and not 0.0 <= self.error_threshold <= 1.0:
             raise ValueError(f"error_threshold must be in [0, 1], got {self.error_threshold}")
         self.step_loss()

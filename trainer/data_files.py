@@ -91,8 +91,18 @@ def iter_file_rows(file: Path) -> Iterator[SourceRow]:
         # Streaming reads the file where it is, without a copy in the datasets cache; data_files is a
         # glob pattern.
         rows = datasets.load_dataset("parquet", data_files=glob.escape(str(file)), split="train", streaming=True)
-        for number, value in enumerate(rows, start=1):
+        for number, value in enumerate(iter_stream(rows), start=1):
             yield SourceRow(file=str(file), number=number, value=value)
+
+
+def iter_stream(rows: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
+    """Yield all rows of a streamed dataset.
+
+    Iterating it in a worker process of a DataLoader would leave out what it takes for the part of other workers.
+    """
+    for batch in rows.iter(batch_size=100):
+        names = list(batch)
+        yield from (dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True))
 
 
 def json_fault(error: Exception) -> str:

@@ -137,7 +137,7 @@ def _tokenize_batch(
 ) -> dict[str, list[Any]]:
     for index, problem, steps, labels in zip(indices, *(batch[name] for name in RECORD_COLUMNS), strict=True):
         try:
-            _check_record(problem, steps or [], labels or [], num_labels)
+            check_record(problem, steps or [], labels or [], num_labels)
         except (TypeError, ValueError) as error:
             raise ValueError(f"record {index} (from 0): {error}") from error
     try:
@@ -155,15 +155,21 @@ def _tokenize_batch(
         "step_positions": [item.step_positions for item in encoded],
         "labels": batch["labels"],
         RECORD_NUMBER: batch.get(RECORD_NUMBER, indices),
-        PROBLEM_ID: [_problem_id(problem) for problem in batch["problem"]],
+        PROBLEM_ID: [problem_id(problem) for problem in batch["problem"]],
     }
 
 
-def _problem_id(problem: str) -> int:
+def problem_id(problem: str) -> int:
+    """A number of a problem's text, of 64 bits."""
     return int.from_bytes(hashlib.blake2b(problem.encode(), digest_size=8).digest(), "big", signed=True)
 
 
-def _check_record(problem: Any, steps: list[Any], labels: list[Any], num_labels: int) -> None:
+def check_record(problem: Any, steps: list[Any], labels: list[Any], num_labels: int) -> None:
+    """Check a record for a model of so many logits a step; with several, labels are class indices.
+
+    Raises:
+        TypeError, ValueError: as `StepRecord`, or a label is no class index.
+    """
     if num_labels > 1:
         classes = range(num_labels)
         if wrong := [label for label in labels if label != IGNORED_LABEL and label not in classes]:

@@ -33,6 +33,7 @@ from .preparation import PROBLEM_ID, RECORD_NUMBER, TOKEN_COLUMNS, PreparationRe
 from .publishing import model_metrics, publish_folder
 from .sharding import own_class, whole_weights
 from .step_index import StepIndexGuard, labels_of
+from .streaming import StepStream, make_stream, stream_dataloader
 from .trl_names import from_trl_columns
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ class PRMTrainer(Trainer):
         model: the PRM, also in adapters as `trainer.adapters.add_adapters` makes them.
         args: the options.
         train_dataset, eval_dataset: records (`problem`, `steps`, `labels`), or what `tokenize_dataset`
-            makes of them. `eval_dataset` may be a dictionary of them by name.
+            makes of them. `train_dataset` may be a `datasets.IterableDataset` of records, see `trainer.streaming`,
+            and `eval_dataset` a dictionary of datasets by name.
         processing_class: the model's processor, saved with every checkpoint.
         data_collator, callbacks, optimizers: as in `Trainer`, in place of ours.
         compute_metrics: as in `Trainer`, in place of ours; the evaluation loss is then Trainer's mean over
@@ -85,7 +87,7 @@ class PRMTrainer(Trainer):
         args: PRMTrainingArguments,
         *,
         processing_class: PRMProcessor,
-        train_dataset: datasets.Dataset | None = None,
+        train_dataset: datasets.Dataset | datasets.IterableDataset | None = None,
         eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None = None,
         data_collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]] | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
@@ -148,7 +150,11 @@ class PRMTrainer(Trainer):
         if args.freeze_backbone:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_("value_head." in name)
-        train_dataset = self._tokenized(train_dataset, "train", processing_class, args)
+        train_data: Any = None
+        if isinstance(train_dataset, datasets.IterableDataset):
+            train_data = make_stream(train_dataset, processing_class, args, rules, self._num_labels)
+        else:
+            train_data = self._tokenized(train_dataset, "train", processing_class, args)
         if "train" in self.reports and self.reports["train"].soft_labels and args.soft_labels == "harden":
             logger.info(
                 "%d labels lie between 0 and 1 and count as correct from %g on; soft_labels='keep' trains on them as "
@@ -156,8 +162,8 @@ class PRMTrainer(Trainer):
                 self.reports["train"].soft_labels,
                 args.label_threshold,
             )
-        if train_dataset is not None and data_collator is None:
-            plain = train_dataset.with_format(None)
+        if isinstance(train_data, datasets.Dataset) and data_collator is None:
+            plain = train_data.with_format(None)
             report_trained_steps(plain["labels"], plain["step_positions"], rules)
         if isinstance(eval_dataset, Mapping):
             eval_dataset = {
@@ -169,7 +175,7 @@ class PRMTrainer(Trainer):
             model=model,
             args=args,
             data_collator=data_collator or PRMDataCollator(processing_class, rules, with_records=True),
-            train_dataset=train_dataset,
+            train_dataset=train_data,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_loss_func=self._compute_step_loss,
@@ -177,7 +183,10 @@ class PRMTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self._guard = FiniteLossGuard(self.accelerator, describe_records(self.train_dataset, processing_class))
+        describe = describe_records(self.train_dataset, processing_class)
+        if isinstance(self.train_dataset, StepStream):
+            describe = self.train_dataset.describe
+        self._guard = FiniteLossGuard(self.accelerator, describe)
         self.add_callback(self._guard)
         if self.train_dataset is not None:
             self.packing = choose_packing(args.packing, self.model, processing_class.max_length)
@@ -418,6 +427,10 @@ class PRMTrainer(Trainer):
         return super().get_test_dataloader(self._tokenized(test_dataset, "test", self.processing_class, self.args))
 
     def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        if is_training and isinstance(self.train_dataset, StepStream):
+            return stream_dataloader(
+                self.train_dataset, self.data_collator, self.accelerator, self.args, self._train_batch_size
+            )
         # What training leaves out of the labels is measured all the same.
         training_collator = self.data_collator
         self._set_signature_columns_if_needed()

@@ -11,12 +11,12 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, IterableDataset, List, Value
 
 from .data_files import (
     SUFFIXES,
@@ -85,6 +85,30 @@ class ReadReport:
         return f"{self.source} ({self.format}): kept {self.num_kept} of {self.num_rows} rows: {details}"
 
 
+@overload
+def load_step_dataset(
+    path: str | os.PathLike[str],
+    *,
+    format: str = ...,
+    on_bad_row: OnBadRow = ...,
+    rejected_file: str | os.PathLike[str] | None = ...,
+    split: str | None = ...,
+    streaming: Literal[False] = ...,
+) -> Dataset: ...
+
+
+@overload
+def load_step_dataset(
+    path: str | os.PathLike[str],
+    *,
+    format: str = ...,
+    on_bad_row: OnBadRow = ...,
+    rejected_file: str | os.PathLike[str] | None = ...,
+    split: str | None = ...,
+    streaming: Literal[True],
+) -> IterableDataset: ...
+
+
 def load_step_dataset(
     path: str | os.PathLike[str],
     *,
@@ -92,16 +116,24 @@ def load_step_dataset(
     on_bad_row: OnBadRow = "error",
     rejected_file: str | os.PathLike[str] | None = None,
     split: str | None = None,
-) -> Dataset:
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
     """Read labelled solutions as a dataset and log what was kept, as a warning if anything was not.
 
-    Takes and raises what `read_step_records` does.
+    Takes and raises what `read_step_records` does. With `streaming` nothing but the first rows is read now, and the
+    rest as it is needed, see `trainer.record_stream`; there is no `rejected_file` then.
 
     Returns:
         A dataset with the columns `problem` (string), `steps` (list of string), `labels` (list of
         float32: 1 correct, 0 incorrect, between them soft, -100 no label; class indices with the format
         `classes`) and `problem_group` (string or null); one row a record.
     """
+    if streaming:
+        from .record_stream import stream_step_dataset  # which builds on this module
+
+        if rejected_file is not None:
+            raise ValueError("rejected_file is not written while streaming, bad rows are logged; leave it out")
+        return stream_step_dataset([path], format=format, on_bad_row=on_bad_row, split=split)
     records, report = read_step_records(
         path, format=format, on_bad_row=on_bad_row, rejected_file=rejected_file, split=split
     )
@@ -146,22 +178,31 @@ def read_step_records(
             ValueError too if an argument does not fit, a file cannot be read, the format cannot be told,
             or no row is kept.
     """
-    if format != "auto" and format not in READERS:
-        raise ValueError(f"no format is named {format!r}; pass 'auto' or one of {', '.join(READERS)}")
-    if on_bad_row not in ("error", "skip"):
-        raise ValueError(f"on_bad_row must be 'error' or 'skip', got {on_bad_row!r}")
+    check_options(format, on_bad_row)
     rows = _open_rows(os.fspath(path), split)
     rejected_path = _check_rejected_file(rejected_file, on_bad_row, Path(path))
 
-    reader, rows = _choose_reader(rows, format, on_bad_row, os.fspath(path))
+    reader, rows = choose_reader(rows, format, on_bad_row, os.fspath(path))
     report = ReadReport(source=os.fspath(path), format=reader.name)
     rejected: list[dict[str, Any]] = []
-    records = list(_iter_records(rows, reader, report, None if on_bad_row == "error" else rejected))
+
+    def reject(row: SourceRow, error: Exception) -> None:
+        rejected.append({"file": row.file, "number": row.number, "reason": str(error), "row": row.value})
+
+    records = list(iter_records(rows, reader, report, None if on_bad_row == "error" else reject))
     if rejected_path is not None:
         rejected_path.write_text("".join(json.dumps(entry, default=str) + "\n" for entry in rejected), encoding="utf-8")
     if not report.num_kept:
         raise ValueError(f"no row is left, {report.summary()}; check the format and the data")
     return records, report
+
+
+def check_options(format: str, on_bad_row: str) -> None:
+    """Check the names of a format and of what happens to bad rows."""
+    if format != "auto" and format not in READERS:
+        raise ValueError(f"no format is named {format!r}; pass 'auto' or one of {', '.join(READERS)}")
+    if on_bad_row not in ("error", "skip"):
+        raise ValueError(f"on_bad_row must be 'error' or 'skip', got {on_bad_row!r}")
 
 
 def _open_rows(path: str, split: str | None) -> Iterator[SourceRow]:
@@ -193,10 +234,10 @@ def _check_rejected_file(
     return target
 
 
-def _choose_reader(
+def choose_reader(
     rows: Iterator[SourceRow], format: str, on_bad_row: OnBadRow, source: str
 ) -> tuple[Reader, Iterator[SourceRow]]:
-    """The reader for these rows, and the rows again with those that were looked at."""
+    """The reader for these rows of `source`, and the rows again with those that were looked at."""
     if format != "auto":
         return READERS[format], rows
     seen: list[SourceRow] = []
@@ -232,20 +273,23 @@ def _find_reader(columns: set[str], place: str) -> Reader:
     )
 
 
-def _iter_records(
-    rows: Iterator[SourceRow], reader: Reader, report: ReadReport, rejected: list[dict[str, Any]] | None
+def iter_records(
+    rows: Iterator[SourceRow],
+    reader: Reader,
+    report: ReadReport,
+    reject: Callable[[SourceRow, Exception], None] | None,
 ) -> Iterator[StepRecord]:
-    """Yield records and keep the report up to date; bad rows go to `rejected`, or raise if it is None."""
+    """Yield records and keep the report up to date; `reject` is called with bad rows, or they raise if it is None."""
     seen: dict[tuple[str, tuple[str, ...]], set[tuple[float, ...]]] = {}
     for row in rows:
         report.num_rows += 1
         try:
             records = reader.read(_to_reader_row(row, reader))
         except (TypeError, ValueError) as error:
-            if rejected is None:
+            if reject is None:
                 raise _at(row, error) from error
             report.rejected[str(error).partition(": ")[0]] += 1
-            rejected.append({"file": row.file, "number": row.number, "reason": str(error), "row": row.value})
+            reject(row, error)
             continue
         report.num_kept += 1
         for record in records:

@@ -30,7 +30,9 @@ from .preparation import RECORD_NUMBER
 from .prm_trainer import PRMTrainer
 from .publishing import describe_training
 from .readers import load_step_dataset
+from .record_stream import stream_step_dataset
 from .splits import split_by_problem
+from .streaming import check_stream_options
 from .trl_names import COMMAND_LINE_NAMES
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     set_up_logging(main_process=args.process_index == 0)
     draws = can_draw()
     with one_line_errors():
+        if data_args.streaming:
+            check_stream_options(args)
         checkpoint = find_checkpoint(args)
         train_set, eval_sets = load_data(data_args, seed=args.seed)
         check_evaluation_set(calibration_args.calibration_set, eval_sets)
@@ -186,9 +190,18 @@ def check_labels_fit(model: PRMForStepScoring, data_format: str) -> None:
 
 def load_data(
     options: DataArguments, *, seed: int
-) -> tuple[datasets.Dataset, datasets.Dataset | dict[str, datasets.Dataset] | None]:
+) -> tuple[datasets.Dataset | datasets.IterableDataset, datasets.Dataset | dict[str, datasets.Dataset] | None]:
     """The training set, and the evaluation set or sets by name, if any."""
-    train_set = _load_all(options.train_data, options, split=options.train_split)
+    if options.streaming:
+        hub = any(map(is_hub_id, options.train_data))
+        train_set: Any = stream_step_dataset(
+            options.train_data,
+            format=options.data_format,
+            on_bad_row=options.on_bad_row,
+            split=options.train_split if hub else None,
+        )
+    else:
+        train_set = _load_all(options.train_data, options, split=options.train_split)
     if options.eval_fraction:
         # What is said about a record later has its number among all.
         if RECORD_NUMBER not in train_set.column_names:
