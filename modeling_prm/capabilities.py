@@ -33,7 +33,7 @@ class Capabilities:
         one_row: they are kept apart where the batch has one row only, as flash attention does.
         masks: `"one"`: a 4D float mask (B, 1, L, L) says for each token which others it sees;
             `"per_layer_type"`: such masks in a dictionary by layer type; None: neither is right.
-        window: how many tokens a sliding layer sees, the token itself among them; None where no layer slides.
+        window: how many tokens a sliding layer sees, the token itself among them, or None.
         has_cache: the keys and values of a prefix may be computed once, for all that follow it.
         reason: why not all of it is allowed; None where it is.
     """
@@ -116,8 +116,6 @@ def known_capabilities(config: PretrainedConfig) -> Capabilities | None:
         return replace(nothing, reason="its sliding or chunked layers are not known here") if slides else None
     if layer_types - _KNOWN_LAYER_TYPES:
         return replace(nothing, has_cache=found.has_cache, reason="it has layers of a type that is not known here")
-    if found.masks == "per_layer_type" and "sliding_attention" not in layer_types:
-        window = None
     return replace(found, window=window)
 
 

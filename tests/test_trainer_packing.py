@@ -404,18 +404,28 @@ def test_batches_that_share_hold_whole_problems(prm_folder: Folder, tmp_path: Pa
 
 @pytest.mark.usefixtures("attention_is_free")
 def test_resuming_within_an_epoch_is_bit_exact(make_prm: MakePRM, tmp_path: Path) -> None:
-    def run(folder: Path, max_steps: int, resume: str | None = None) -> torch.Tensor:
+    def run(folder: Path, resume: str | None = None) -> tuple[torch.Tensor, list[list[int]]]:
         model, processor = make_prm("gpt2")
         options = {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 6}
-        args = make_arguments(folder, max_steps=max_steps, packing="share", **options)
+        args = make_arguments(folder, max_steps=8, packing="share", **options)
         rows = datasets.Dataset.from_list(short_rows())
         trainer = PRMTrainer(model, args, processing_class=processor, train_dataset=rows)
+        collate, seen = trainer.data_collator, []
+
+        def seeing(features: list[dict[str, Any]]) -> Any:
+            seen.append([row["record"] for row in features])
+            return collate(features)
+
+        trainer.data_collator = seeing
         trainer.train(resume_from_checkpoint=resume)
-        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]), seen
 
     # Four steps an epoch: step 6 is in the midst of the second.
-    whole = run(tmp_path / "whole", 8)
-    resumed = run(tmp_path / "resumed", 8, str(tmp_path / "whole" / "checkpoint-6"))
+    whole, batches = run(tmp_path / "whole")
+    resumed, rest = run(tmp_path / "resumed", str(tmp_path / "whole" / "checkpoint-6"))
+    assert len(batches) == 8
+    assert batches[:4] != batches[4:]
+    assert rest == batches[6:]
     assert torch.equal(whole, resumed)
 
 
