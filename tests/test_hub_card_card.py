@@ -77,6 +77,20 @@ def test_a_card_says_what_its_model_needs(prms: dict[str, tuple[Any, Any]]) -> N
     assert told == {name: name == "bidirectional" for name in cards}
 
 
+def test_a_card_says_how_probabilities_and_first_errors_are_made(prms: dict[str, tuple[Any, Any]]) -> None:
+    model, processor = prms["plain"]
+    plain = render((model, processor))
+    assert "divided by the temperature" not in plain
+    assert "`first_error` is the first step with a probability below 0.5, where" in plain
+    model.config.temperature, model.config.error_threshold = 1.25, 0.3125
+    try:
+        card = render((model, processor))
+    finally:
+        model.config.temperature, model.config.error_threshold = 1.0, 0.5
+    assert "the sigmoid of its logit divided by the temperature 1.25. `first_error` is the first step with" in card
+    assert "a probability below 0.3125, where no other threshold is given." in card
+
+
 def test_the_example_written_out_is_what_the_processor_writes(prms: dict[str, tuple[Any, Any]]) -> None:
     """Byte-level tokenizers give their text back, so it can be written by hand."""
     data = CardData(example_problem="1 + 2 + 1?", example_steps=("1 + 2 = 3.", "3 + 1 = 4."))

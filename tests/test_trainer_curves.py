@@ -131,7 +131,11 @@ def test_a_picture_that_cannot_be_written_ends_no_training(tmp_path: Path, caplo
     assert "learning_curves.png could not be written" in caplog.text
 
 
-def test_pictures_for_the_card_before_and_after_calibration(prm_folder: Folder, tmp_path: Path) -> None:
+def test_pictures_for_the_card_before_and_after_calibration(
+    prm_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    monkeypatch.setattr("trainer.curves.plot_reliability", lambda tables, title: shown.append(tables) or plot(tables))
     sets = {"a b/c": make_dataset(), "second": make_dataset(LABELS[:3])}
     trainer, _ = make_trainer(prm_folder("qwen2"), tmp_path, eval_dataset=sets)
     trainer.evaluate()
@@ -147,6 +151,8 @@ def test_pictures_for_the_card_before_and_after_calibration(prm_folder: Folder, 
     assert pictures[1].caption.endswith("on a b/c, before and after the temperature was fitted on second.")
     assert pictures[2].caption.endswith("on second, before and after the temperature was fitted on these same steps.")
     assert (tmp_path / files[1]).read_bytes() != before
+    assert [list(tables) for tables in shown] == [["temperature 1"]] * 2 + [["temperature 1", "temperature 3"]] * 2
+    assert shown[2]["temperature 1"].ece == shown[0]["temperature 1"].ece != shown[2]["temperature 3"].ece
 
 
 def test_without_matplotlib_a_line_says_what_is_missing(
