@@ -276,6 +276,17 @@ result = trainer.state.global_step
     assert hub.files(f"user/{name}").keys() == FILES
 
 
+def test_what_should_be_private_is_not_pushed_to_a_public_repository(hub: HubStandIn, client: HubClient) -> None:
+    code = """
+huggingface_hub.create_repo("user/open")
+trainer_for("open", hub_private_repo=True).train()
+"""
+    before = len(client.log())
+    client.run(code)
+    assert client.log()[before:].count("user/open is public, and private=True makes only a new repository") == 2
+    assert hub.files("user/open") == {}
+
+
 def test_a_failed_push_at_the_end_is_an_error(hub: HubStandIn, client: HubClient) -> None:
     client.run("trainer = trainer_for('late', save_strategy='no', hub_strategy='end')\ntrainer.train()")
     hub.fail("commit", 500, path="/user/late/")
