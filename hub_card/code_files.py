@@ -1,18 +1,11 @@
-"""Whether the code in a repository is that of a release of this package, told without running it.
-
-python -m hub_card.code_files user/name --revision 0123abc
-python -m hub_card.code_files --add-release 0.1.0
-"""
+"""Whether the code in a repository is that of a release of this package, told without running it."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import re
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +15,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import modeling_prm
 
-from .errors import one_line_errors, without_token
+from .errors import without_token
 
 # Release: the SHA-256 of each of its code files.
 _TABLE = Path(__file__).with_name("released_code.json")
@@ -198,28 +191,3 @@ def _strings(value: Any) -> list[str]:
         return [value]
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [text for item in values for text in _strings(item)]
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print what `verify` finds, and exit with status 1 where it is not the code of a release."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hub_card.code_files",
-        description="Whether the code in a repository is that of a release of modeling-prm; nothing of it is run.",
-    )
-    parser.add_argument("source", nargs="?", help="a Hub id or a folder")
-    parser.add_argument("--revision", help="branch, tag or commit hash")
-    parser.add_argument("--add-release", metavar="VERSION", help="add this package's code to its table of releases")
-    options = parser.parse_args(argv)
-    if (options.source is None) == (options.add_release is None):
-        parser.error("give a Hub id or a folder, or --add-release VERSION")
-    with one_line_errors():
-        if options.add_release is not None:
-            add_release(options.add_release)
-            return
-        check = verify(options.source, options.revision)
-    print(check)
-    sys.exit(0 if check.ok else 1)
-
-
-if __name__ == "__main__":
-    main()

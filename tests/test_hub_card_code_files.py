@@ -14,7 +14,8 @@ from clean_process import CODE_FILES, PROJECT
 from hub_client import ClientError, shared_client
 
 from hub_card import CodeCheck, code_files, verify
-from hub_card.code_files import add_release, main, released_code, shipped_code
+from hub_card.check_code import main
+from hub_card.code_files import add_release, released_code, shipped_code
 
 FIRST_RELEASE = PROJECT / "tests" / "fixtures" / "first_release"
 
@@ -257,9 +258,9 @@ def test_repositories_that_cannot_be_read_are_one_line() -> None:
         assert "OSError" in raised.value.kinds
         assert token not in f"{raised.value} {raised.value.trace}"
     lines = (
-        "import hub_card.code_files",
+        "import hub_card.check_code",
         "with replaced(huggingface_hub.constants, 'ENDPOINT', 'http://127.0.0.1:9'):",
-        "    hub_card.code_files.main(['user/name'])",
+        "    hub_card.check_code.main(['user/name'])",
     )
     with pytest.raises(ClientError, match=r"^error: cannot read user/name from the Hub: ") as raised:
         client.run("\n".join(lines))

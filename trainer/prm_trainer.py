@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import datasets
 import torch
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import HubStrategy
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 
 from hub_card.card import CardData, Picture
-from hub_card.errors import without_token
-from hub_card.publishing import Publication
 from modeling_prm import PRMProcessor
 from modeling_prm.scoring import check_processor
-from modeling_prm.step_loss import IGNORED_LABEL
 
-from .adapters import add_adapters, check_adapters, has_adapters, save_adapters
+from .adapters import add_adapters, check_adapters
 from .arguments import PRMTrainingArguments
-from .checkpoints import check_whole, last_checkpoint, save_whole, saving_folder
+from .checkpoints import check_whole, last_checkpoint
 from .collator import PRMDataCollator
-from .guards import FiniteLossGuard, check_finite_weights, describe_records, warn_if_undefined
+from .guards import FiniteLossGuard, describe_records
 from .labels import LabelRules, report_trained_steps
 from .losses import StepLoss, choose_step_loss
 from .metrics import import_sklearn_metrics, step_metrics
 from .model_calibration import Calibration, EvaluatedScores
-from .packing import STEP_INDEX, Packing, PackingCollator, choose_packing, problem_sampler, unpack
-from .preparation import PROBLEM_ID, RECORD_NUMBER, TOKEN_COLUMNS, PreparationReport, tokenize_dataset
-from .publishing import model_metrics, publish_folder
-from .sharding import own_class, whole_weights
+from .packing import STEP_INDEX, PackingCollator, choose_packing, unpack
+from .preparation import RECORD_NUMBER
+from .publishing import model_metrics
+from .saving_trainer import SavingTrainer
+from .step_data_trainer import StepDataTrainer
 from .step_index import StepIndexGuard, labels_of
-from .streaming import StepStream, make_stream, stream_dataloader
-from .trl_names import from_trl_columns
+from .streaming import StepStream
 
 logger = logging.getLogger(__name__)
 
 
-class PRMTrainer(Trainer):
+class PRMTrainer(StepDataTrainer, SavingTrainer):
     """Trains a `PRMForStepScoring` with the masked binary cross-entropy of all labelled steps, or as `args` say.
 
     Each term of the loss is divided by its own count over the whole optimizer step, whatever the micro-batch
@@ -78,9 +73,6 @@ class PRMTrainer(Trainer):
         ValueError: model and processor do not belong together, or a dataset or an option cannot be used.
     """
 
-    data_collator: Any
-    _signature_columns: Any
-
     def __init__(
         self,
         model: PreTrainedModel,
@@ -99,84 +91,29 @@ class PRMTrainer(Trainer):
     ) -> None:
         if not isinstance(args, PRMTrainingArguments):
             raise TypeError(f"args must be trainer.arguments.PRMTrainingArguments, got {type(args).__name__}")
-        partial = args.prediction_loss_only or not args.eval_do_concat_batches or args.batch_eval_metrics
-        if compute_metrics is None and partial:
-            raise ValueError(
-                "prediction_loss_only=True, eval_do_concat_batches=False and batch_eval_metrics=True leave no whole "
-                "set of scores to compute metrics and loss from; leave them at their defaults, or give compute_metrics"
-            )
+        check_arguments(args, compute_metrics, data_collator, optimizers)
         if compute_metrics is None and eval_dataset is not None:
             import_sklearn_metrics()  # before training, not after it
-        if args.head_learning_rate is not None and optimizers[0] is not None:
-            raise ValueError(
-                "head_learning_rate is for the optimizer that is made here; give the one in optimizers its groups, and "
-                "leave head_learning_rate out"
-            )
         check_processor(model, processing_class)
-        if peft_config is not None:
-            model = add_adapters(model, peft_config)
-        check_adapters(model, freeze_backbone=args.freeze_backbone)
+        model = prepare_model(model, args, peft_config)
+        rules = args.label_rules(model.config.class_weights)
         self._num_labels = model.config.num_labels
         self.step_loss = choose_step_loss(args.step_loss(self._num_labels), step_loss)
-        rules = args.label_rules(model.config.class_weights)
-        if data_collator is not None and rules != LabelRules(class_weights=rules.class_weights):
-            raise ValueError(
-                "soft_labels, label_threshold, after_first_error and train_on_last_step_only work in our collator; "
-                "leave them at their defaults, or data_collator out"
-            )
-        if data_collator is not None and args.packing != "none":
-            raise ValueError(
-                f"packing={args.packing!r} works in our collator; leave it at 'none', or data_collator out"
-            )
-        self._eval_collator: Any = data_collator or PRMDataCollator(processing_class, rules.for_evaluation())
-        self.reports: dict[str, PreparationReport] = {}
-        self.evaluations: dict[str, dict[str, float]] = {}
-        self.evaluation_steps: dict[str, int] = {}
-        self._evaluations_at: dict[int, dict[str, dict[str, float]]] = {}
+        self._eval_collator = data_collator or PRMDataCollator(processing_class, rules.for_evaluation())
+        self._start_records(model, rules)
         self.card = card or CardData()
-        self.scores: dict[str, EvaluatedScores] = {}
-        self.pictures: tuple[Picture, ...] = ()
-        self._last_scores: EvaluatedScores | None = None
-        self.calibration: Calibration | None = None
-        class_weights = None if model.config.class_weights is None else tuple(model.config.class_weights)
-        self._class_weights: tuple[float, ...] | None = class_weights
-        self._index_guard = StepIndexGuard(lambda: labels_of(self.train_dataset, rules.for_evaluation(), class_weights))
-        if args.error_threshold is not None:
-            model.config.error_threshold = args.error_threshold
-        self._saving_checkpoint = False
-        self.packing: Packing | None = None
-        if args.disable_dropout:
-            disable_dropout(model)
-        if args.freeze_backbone:
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_("value_head." in name)
-        train_data: Any = None
-        if isinstance(train_dataset, datasets.IterableDataset):
-            train_data = make_stream(train_dataset, processing_class, args, rules, self._num_labels)
-        else:
-            train_data = self._tokenized(train_dataset, "train", processing_class, args)
-        if "train" in self.reports and self.reports["train"].soft_labels and args.soft_labels == "harden":
-            logger.info(
-                "%d labels lie between 0 and 1 and count as correct from %g on; soft_labels='keep' trains on them as "
-                "they are",
-                self.reports["train"].soft_labels,
-                args.label_threshold,
-            )
+        self.packing = None
+        train_data = self._training_data(train_dataset, processing_class, args, rules)
         if isinstance(train_data, datasets.Dataset) and data_collator is None:
             plain = train_data.with_format(None)
             report_trained_steps(plain["labels"], plain["step_positions"], rules)
-        if isinstance(eval_dataset, Mapping):
-            eval_dataset = {
-                name: self._tokenized(part, name, processing_class, args) for name, part in eval_dataset.items()
-            }
-        else:
-            eval_dataset = self._tokenized(eval_dataset, "eval", processing_class, args)
+        eval_data = self._evaluation_data(eval_dataset, processing_class, args)
         super().__init__(
             model=model,
             args=args,
             data_collator=data_collator or PRMDataCollator(processing_class, rules, with_records=True),
             train_dataset=train_data,
-            eval_dataset=eval_dataset,
+            eval_dataset=eval_data,
             processing_class=processing_class,
             compute_loss_func=self._compute_step_loss,
             compute_metrics=compute_metrics or self._compute_step_metrics,
@@ -194,6 +131,22 @@ class PRMTrainer(Trainer):
             if self.accelerator.dispatch_batches:
                 raise ValueError("dispatch_batches=True cuts packed batches apart; leave it out, or packing at 'none'")
             self.data_collator = PackingCollator(processing_class, rules, with_records=True, packing=self.packing)
+
+    def _start_records(self, model: PreTrainedModel, rules: LabelRules) -> None:
+        """Nothing was tokenized, measured or drawn yet."""
+        self.reports = {}
+        self.evaluations: dict[str, dict[str, float]] = {}
+        self.evaluation_steps: dict[str, int] = {}
+        self._evaluations_at: dict[int, dict[str, dict[str, float]]] = {}
+        self.scores: dict[str, EvaluatedScores] = {}
+        self._last_scores: EvaluatedScores | None = None
+        self.pictures: tuple[Picture, ...] = ()
+        self.calibration: Calibration | None = None
+        weights = model.config.class_weights
+        self._class_weights: tuple[float, ...] | None = None if weights is None else tuple(weights)
+        self._index_guard = StepIndexGuard(
+            lambda: labels_of(self.train_dataset, rules.for_evaluation(), self._class_weights)
+        )
 
     def train(
         self,
@@ -232,53 +185,6 @@ class PRMTrainer(Trainer):
         self._guard.observe(loss, records)
         return loss
 
-    def _get_output_dir(self, trial: Any) -> str:
-        folder: str = super()._get_output_dir(trial)
-        return saving_folder(folder) if self._saving_checkpoint else folder
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """As in `Trainer`, but whole or not at all."""
-        check_finite_weights(model, self.state.global_step)
-        folder = self._get_output_dir(trial)
-        self._saving_checkpoint = True
-        try:
-            checkpoint = save_whole(self, folder, partial(super()._save_checkpoint, model, trial))
-        finally:
-            self._saving_checkpoint = False
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(checkpoint)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in `Trainer`; of a model in shards, the whole one."""
-        with whole_weights(self):
-            super().save_model(output_dir, _internal_call)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As in `Trainer`; of a model in adapters, checkpoints hold the adapters and other saves the merged PRM."""
-        if not has_adapters(self.model):
-            with own_class(self.model):
-                super()._save(output_dir, state_dict)
-            return
-        save_adapters(
-            super()._save,
-            self.model,
-            self.processing_class,
-            output_dir or self.args.output_dir,
-            state_dict,
-            is_checkpoint=self._saving_checkpoint,
-            is_main_process=self.args.should_save,
-        )
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        warn_if_undefined(metrics, self.args, self.state.global_step)
-        return bool(super()._determine_best_metric(metrics, trial))
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
-        """As in `Trainer`, where records that only fill up an epoch's last batch have no labels."""
-        return super().get_batch_samples(map(self._without_fillers, epoch_iterator), num_batches, device)
-
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
         """What each term of the loss is divided by, over all micro-batches and processes of an optimizer step."""
         if not batch_samples or "labels" not in batch_samples[0]:
@@ -308,15 +214,6 @@ class PRMTrainer(Trainer):
         counts = num_items_in_batch.view(-1, num_items_in_batch.shape[-1])[0]
         # For one process with several GPUs Trainer multiplies by their number, as if each had a loss of its own.
         return self.step_loss(outputs["logits"], labels, counts) / max(self.args.n_gpu, 1)
-
-    def _without_fillers(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        # To give every process a whole last batch, accelerate repeats records, which would count twice.
-        state = self.accelerator.gradient_state
-        if not state.end_of_dataloader or state.remainder <= 0 or "labels" not in batch:
-            return batch
-        labels = batch["labels"].clone()
-        labels[max(state.remainder - self.args.process_index * len(labels), 0) :] = IGNORED_LABEL
-        return {**batch, "labels": labels}
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer of `Trainer`, with the value head's parameters at `head_learning_rate`."""
@@ -359,125 +256,6 @@ class PRMTrainer(Trainer):
         self.evaluations = dict(self._evaluations_at.get(step, {}))
         self.evaluation_steps = dict.fromkeys(self.evaluations, step)
 
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-    ) -> Publication | None:
-        """Save the model and publish it to `args.hub_model_id` with `hub_card.publish`, on the main process.
-
-        Args:
-            commit_message, token, revision, private: as in `publish`; by default those of the arguments.
-            blocking: must be True, since what is published is checked and compared first.
-
-        Returns:
-            What was published; None on the other processes.
-
-        Raises:
-            ValueError: `blocking=False`.
-            CheckpointError, OSError: as `publish`.
-        """
-        if not blocking:
-            raise ValueError("blocking=False would go on before the published model is checked; leave it at True")
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        return publish_folder(
-            self,
-            self.args.output_dir,
-            commit_message=commit_message or "End of training",
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision,
-            private=self.args.hub_private_repo if private is None else private,
-        )
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """As in `Trainer`, by the same way as `push_to_hub`."""
-        if self._saving_checkpoint or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return  # what is being saved is pushed when it is whole
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        try:
-            publish_folder(
-                self,
-                checkpoint_folder,
-                commit_message=f"Training in progress, step {self.state.global_step}",
-                token=self.args.hub_token,
-                revision=self.args.hub_revision,
-                private=self.args.hub_private_repo,
-            )
-        except Exception as error:
-            # Hours of training are worth more than this push, whatever is wrong with it.
-            said = without_token(str(error), self.args.hub_token)
-            logger.warning("the push at step %d failed, training goes on: %s", self.state.global_step, said)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As in `Trainer`; takes records too."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = self._tokenized(eval_dataset, "eval", self.processing_class, self.args)
-        return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """As in `Trainer`; takes records too."""
-        return super().get_test_dataloader(self._tokenized(test_dataset, "test", self.processing_class, self.args))
-
-    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
-        if is_training and isinstance(self.train_dataset, StepStream):
-            return stream_dataloader(
-                self.train_dataset, self.data_collator, self.accelerator, self.args, self._train_batch_size
-            )
-        # What training leaves out of the labels is measured all the same.
-        training_collator = self.data_collator
-        self._set_signature_columns_if_needed()
-        columns = self._signature_columns
-        try:
-            self.data_collator = training_collator if is_training else self._eval_collator
-            if is_training:
-                self._signature_columns = [*columns, RECORD_NUMBER, *([PROBLEM_ID] if self.packing else [])]
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
-        finally:
-            self.data_collator = training_collator
-            self._signature_columns = columns
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """As in `Trainer`; where solutions share their problem's tokens, those of a problem come together."""
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.packing is not None and self.packing.shares and self.args.train_sampling_strategy == "random":
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            sampler = problem_sampler(dataset, seed=seed, epoch=lambda: int(self.state.epoch or 0))
-            if sampler is not None:
-                return sampler
-        return super()._get_train_sampler(train_dataset)
-
-    def _tokenized(
-        self, dataset: Any, name: str, processor: PRMProcessor, args: PRMTrainingArguments
-    ) -> datasets.Dataset | None:
-        if dataset is None:
-            return None
-        if not isinstance(dataset, datasets.Dataset):
-            raise TypeError(
-                f"the dataset {name!r} must be a datasets.Dataset, got {type(dataset).__name__}; choose one split of a "
-                "DatasetDict, or make one with datasets.Dataset.from_list(rows)"
-            )
-        if all(column in dataset.column_names for column in TOKEN_COLUMNS):
-            return dataset
-        # One process of a machine writes the tokens, and the others read what it wrote.
-        with args.main_process_first(local=True, desc=f"tokenizing {name}"):
-            dataset, self.reports[name] = tokenize_dataset(
-                from_trl_columns(dataset),
-                processor,
-                truncation=args.truncation,
-                overlong_problems=args.overlong_problems,
-                num_labels=self._num_labels,
-                num_proc=args.dataset_num_proc,
-            )
-        return dataset
-
     def _compute_step_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         logits, step_probs = prediction.predictions
         scores = EvaluatedScores(logits=logits, labels=prediction.label_ids, class_weights=self._class_weights)
@@ -497,3 +275,46 @@ def disable_dropout(model: torch.nn.Module) -> None:
             # Layers name theirs attention_dropout, dropout_prob, layerdrop, resid_pdrop, ...
             if isinstance(value, float) and ("drop" in name or (is_dropout and name == "p")):
                 setattr(module, name, 0.0)
+
+
+def prepare_model(model: Any, args: PRMTrainingArguments, peft_config: Any) -> Any:
+    """The model as it is trained: in adapters, without dropout, with a frozen backbone, as the options say."""
+    if peft_config is not None:
+        model = add_adapters(model, peft_config)
+    check_adapters(model, freeze_backbone=args.freeze_backbone)
+    if args.error_threshold is not None:
+        model.config.error_threshold = args.error_threshold
+    if args.disable_dropout:
+        disable_dropout(model)
+    if args.freeze_backbone:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("value_head." in name)
+    return model
+
+
+def check_arguments(
+    args: PRMTrainingArguments, compute_metrics: Any, data_collator: Any, optimizers: tuple[Any, Any]
+) -> None:
+    """Check the options that do not go with what is given in the place of ours.
+
+    Raises:
+        ValueError: saying which.
+    """
+    whole = not args.prediction_loss_only and args.eval_do_concat_batches and not args.batch_eval_metrics
+    if compute_metrics is None and not whole:
+        raise ValueError(
+            "prediction_loss_only=True, eval_do_concat_batches=False and batch_eval_metrics=True leave no whole "
+            "set of scores to compute metrics and loss from; leave them at their defaults, or give compute_metrics"
+        )
+    if args.head_learning_rate is not None and optimizers[0] is not None:
+        raise ValueError(
+            "head_learning_rate is for the optimizer that is made here; give the one in optimizers its groups, and "
+            "leave head_learning_rate out"
+        )
+    if data_collator is not None and args.label_rules() != LabelRules():
+        raise ValueError(
+            "soft_labels, label_threshold, after_first_error and train_on_last_step_only work in our collator; "
+            "leave them at their defaults, or data_collator out"
+        )
+    if data_collator is not None and args.packing != "none":
+        raise ValueError(f"packing={args.packing!r} works in our collator; leave it at 'none', or data_collator out")

@@ -1,0 +1,94 @@
+"""What both trainers of `train_vs_trl.py` are measured with; imports neither of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+
+class Meter(TrainerCallback):
+    """Times an epoch from its first optimizer step to its last, and keeps the losses."""
+
+    def __init__(self) -> None:
+        self.started = self.ended = 0.0
+        self.steps = 0
+        self.losses: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if not self.started:
+            self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self.ended = time.perf_counter()
+        self.steps += 1
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **rest: Any) -> None:
+        if logs and "loss" in logs:
+            self.losses.append(float(logs["loss"]))
+
+
+def training_options(job: dict[str, Any], output_dir: str) -> dict[str, Any]:
+    """The options that both trainers get: the same records, batch, optimizer, precision and order."""
+    return {
+        "output_dir": output_dir,
+        "per_device_train_batch_size": job["batch_size"],
+        "num_train_epochs": 1,
+        "learning_rate": job["learning_rate"],
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.0,
+        "seed": job["seed"],
+        "use_cpu": job["device"] == "cpu",
+        "bf16": job["dtype"] == "bfloat16",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def warm_up(model: Any, backward: Callable[[], torch.Tensor]) -> None:
+    """One forward and backward pass outside of the measurement, for allocators and kernels."""
+    model.train()
+    backward().backward()
+    model.zero_grad(set_to_none=True)
+
+
+def held_out_loss(step_probs: Sequence[Sequence[float]], labels: Sequence[Sequence[bool]]) -> float:
+    """Mean binary cross-entropy of step probabilities."""
+    losses = [
+        -math.log(max(prob if label else 1.0 - prob, 1e-12))
+        for probs, row in zip(step_probs, labels, strict=True)
+        for prob, label in zip(probs, row, strict=True)
+    ]
+    return sum(losses) / len(losses)
+
+
+def read_rows(path: str) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def report(meter: Meter, *, loss: float, versions: dict[str, str]) -> None:
+    """Write what was measured as the last line of standard output."""
+    result = {
+        "seconds": meter.ended - meter.started,
+        "optimizer_steps": meter.steps,
+        "last_training_loss": meter.losses[-1],
+        "held_out_loss": loss,
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "versions": versions,
+    }
+    if torch.cuda.is_available():
+        result["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    sys.stdout.flush()
+    print(json.dumps(result))
