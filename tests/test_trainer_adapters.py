@@ -326,6 +326,31 @@ def test_a_config_of_peft_is_completed(make_prm: MakePRM) -> None:
     assert layers == {"backbone.layers.0.self_attn.q_proj"}
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"separator"}),
+        ({"trainable_token_indices": [5, 7]}, {5, 7, "separator"}),
+        ({"trainable_token_indices": {"embed_tokens": [5]}}, {5, "separator"}),
+        # All rows are trained, once.
+        ({"modules_to_save": ["embed_tokens"]}, set(range(400))),
+    ],
+)
+def test_the_separators_row_is_trained_beside_those_of_a_config(
+    make_prm: MakePRM, given: dict[str, Any], expected: set[Any]
+) -> None:
+    model, processor = make_prm("qwen2")
+    before = model.get_input_embeddings().weight.detach().clone()
+    assert len(before) == 400
+    adapted = add_adapters(model, peft.LoraConfig(r=2, target_modules=["q_proj"], **given))
+    shake(adapted)
+    logits = logits_of(adapted, processor)
+    merged = plain_model(adapted)
+    changed = (merged.get_input_embeddings().weight != before).any(dim=1).nonzero().flatten().tolist()
+    assert set(changed) == {processor.separator_token_id if row == "separator" else row for row in expected}
+    torch.testing.assert_close(logits_of(merged, processor), logits, rtol=0.0, atol=1e-5)
+
+
 def test_chosen_layers_have_adapters(make_prm: MakePRM) -> None:
     adapted = add_adapters(
         make_prm("qwen2")[0], AdapterArguments(lora_r=2, lora_dropout=0.25, lora_target_modules=["v_proj", "up_proj"])

@@ -129,9 +129,26 @@ def add_adapters(model: Any, options: Any) -> Any:
         options,
         task_type=None,
         modules_to_save=sorted({*(options.modules_to_save or ()), _HEAD}),
-        trainable_token_indices=options.trainable_token_indices or [model.config.separator_token_id],
+        trainable_token_indices=_trained_rows(options, model),
     )
     return peft.get_peft_model(model, config)
+
+
+def _trained_rows(options: Any, model: Any) -> Any:
+    """The rows of embeddings that peft trains: those of its config, and the separator's."""
+    given, separator = options.trainable_token_indices, model.config.separator_token_id
+    embedding = model.get_input_embeddings()
+    path = next(name for name, module in model.named_modules() if module is embedding)
+
+    def is_embedding(name: str) -> bool:
+        return f".{path}".endswith(f".{name}")
+
+    if any(map(is_embedding, options.modules_to_save or ())):
+        return given  # all rows are trained
+    if isinstance(given, dict):
+        name = next(filter(is_embedding, given), path.rpartition(".")[2])
+        return {**given, name: sorted({*given.get(name, ()), separator})}
+    return sorted({*(given or ()), separator})
 
 
 def _check_targets(backbone: torch.nn.Module, targets: list[str]) -> None:
