@@ -286,17 +286,21 @@ def test_tokenized_datasets_are_taken_as_they_are(make_prm: MakePRM, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("dataset", "got"),
+    ("name", "dataset", "got"),
     [
-        (datasets.DatasetDict({"train": make_dataset()}), "DatasetDict"),
-        (make_dataset().to_iterable_dataset(), "IterableDataset"),
-        (make_rows(), "list"),
+        ("train", datasets.DatasetDict({"train": make_dataset()}), "DatasetDict"),
+        ("train", make_rows(), "list"),
+        # A stream can be trained on; evaluation needs all of its set.
+        ("eval", make_dataset().to_iterable_dataset(), "IterableDataset"),
     ],
 )
-def test_datasets_of_other_types_are_refused(make_prm: MakePRM, tmp_path: Path, dataset: Any, got: str) -> None:
+def test_datasets_of_other_types_are_refused(
+    make_prm: MakePRM, tmp_path: Path, name: str, dataset: Any, got: str
+) -> None:
     model, processor = make_prm("qwen2")
-    with pytest.raises(TypeError, match=f"'train' must be a datasets.Dataset, got {got}"):
-        PRMTrainer(model, make_arguments(tmp_path), processing_class=processor, train_dataset=dataset)
+    given: dict[str, Any] = {f"{name}_dataset": dataset}
+    with pytest.raises(TypeError, match=f"'{name}' must be a datasets.Dataset, got {got}"):
+        PRMTrainer(model, make_arguments(tmp_path), processing_class=processor, **given)
 
 
 def test_other_wrong_arguments_are_refused(make_prm: MakePRM, tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ result = trainer.state.global_step
     assert client.run(code) == 2
     assert hub.unused_faults == []
     warning = client.log()[before:]
-    assert "WARNING:trainer.prm_trainer:the push at step 1 failed, training goes on: " in warning
+    assert "WARNING:trainer.saving_trainer:the push at step 1 failed, training goes on: " in warning
     assert ("the Hub refused user/unlucky-hub (500)" if fault == "hub" else "got nowhere.png") in warning
     assert hub.token not in client.log()
     messages = [commit.message for commit in hub.commits(f"user/{name}")][1::2]
