@@ -105,9 +105,9 @@ def test_prmbench_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert (first.steps, first.labels) == (("2 + 3 = 6.", "6 + 0 = 6."), (RIGHT, WRONG))
     assert (second.steps, second.labels) == (("a", "", "64. b"), (WRONG, RIGHT, RIGHT))
     assert third.labels == (RIGHT, RIGHT)
-    assert "1 records name a wrong step beyond the last, which is passed over; 1 repeat another" in caplog.text
+    assert "1 rows name a wrong step beyond the last, which is passed over; 1 repeat another" in caplog.text
     for errors in ([0], "1", [True]):
-        with pytest.raises((TypeError, ValueError), match="part.jsonl:1: error_steps"):
+        with pytest.raises((TypeError, ValueError), match=r"part\.jsonl:1: error_steps"):
             read_prmbench(write(file, prmbench_row(error_steps=errors)))
 
 

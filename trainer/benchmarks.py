@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 PROCESSBENCH, PRMBENCH = "processbench", "prmbench"
 HUB_IDS = {PROCESSBENCH: "Qwen/ProcessBench", PRMBENCH: "hitsmy/PRMBench_Preview"}
 PROCESSBENCH_SUBSETS = ("gsm8k", "math", "olympiadbench", "omnimath")
-# PRMBench's category without wrong steps, where one F1 says all that there is.
-WITHOUT_ERRORS = "multi_solutions"
 
 Judgement = Sequence[bool] | None
 
@@ -171,7 +169,7 @@ def read_prmbench(path: str | os.PathLike[str], *, split: str | None = None) -> 
         )
     if beyond or repeated:
         logger.warning(
-            "%s: %d records name a wrong step beyond the last, which is passed over; %d repeat another and are left out",
+            "%s: %d rows name a wrong step beyond the last, which is passed over; %d repeat another and are left out",
             path,
             beyond,
             repeated,
