@@ -3,19 +3,26 @@
 import csv
 import glob
 import gzip
+import io
 import json
 import logging
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import datasets
+import pyarrow
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
+_COMPRESSED = (".gz", ".zst")
+_TEXT_SUFFIXES = tuple(f"{name}{end}" for name in (".jsonl", ".json", ".csv") for end in ("", *_COMPRESSED))
+SUFFIXES = (*_TEXT_SUFFIXES, ".parquet")
+# Far above csv's own limit of 131,072 characters: a cell may hold a whole labelled tree.
+_MOST_CSV_CHARACTERS = 1 << 26
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -80,19 +87,37 @@ def iter_file_rows(file: Path) -> Iterator[SourceRow]:
     Raises:
         ValueError: If the file as a whole cannot be read as what its name says.
     """
-    if file.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from _iter_jsonl(file)
-    elif file.name.endswith(".csv"):
-        yield from _iter_csv(file)
-    elif file.name.endswith(".json"):
-        for number, value in enumerate(_load_json_list(file), start=1):
-            yield SourceRow(file=str(file), number=number, value=value)
-    else:
-        # Streaming reads the file where it is, without a copy in the datasets cache; data_files is a
-        # glob pattern.
-        rows = datasets.load_dataset("parquet", data_files=glob.escape(str(file)), split="train", streaming=True)
-        for number, value in enumerate(iter_stream(rows), start=1):
-            yield SourceRow(file=str(file), number=number, value=value)
+    name = file.name.removesuffix(".gz").removesuffix(".zst")
+    try:
+        if name.endswith(".jsonl"):
+            yield from _iter_jsonl(file)
+        elif name.endswith(".csv"):
+            yield from _iter_csv(file)
+        elif name.endswith(".json"):
+            for number, value in enumerate(_load_json_list(file), start=1):
+                yield SourceRow(file=str(file), number=number, value=value)
+        else:
+            yield from _iter_parquet(file)
+    except (EOFError, zlib.error, OSError, pyarrow.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the system, and no fault of what the file holds
+        raise ValueError(f"{file} cannot be read as what its name says: {error}; write or fetch it again") from error
+
+
+def _iter_parquet(file: Path) -> Iterator[SourceRow]:
+    # Streaming reads the file where it is, without a copy in the datasets cache; data_files is a glob pattern.
+    rows = datasets.load_dataset("parquet", data_files=glob.escape(str(file)), split="train", streaming=True)
+    for number, value in enumerate(iter_stream(rows), start=1):
+        yield SourceRow(file=str(file), number=number, value=value)
+
+
+def _open_bytes(file: Path) -> BinaryIO:
+    """The file's content, decompressed if its name says that it is compressed."""
+    if file.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(file))
+    if file.suffix == ".zst":
+        return cast(BinaryIO, io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd")))
+    return file.open("rb")
 
 
 def iter_stream(rows: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
@@ -121,7 +146,7 @@ def iter_hub_rows(dataset_id: str, split: str) -> Iterator[SourceRow]:
 
 
 def _iter_jsonl(file: Path) -> Iterator[SourceRow]:
-    with cast(BinaryIO, gzip.open(file) if file.suffix == ".gz" else file.open("rb")) as lines:
+    with _open_bytes(file) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -137,7 +162,9 @@ def _iter_jsonl(file: Path) -> Iterator[SourceRow]:
 
 
 def _iter_csv(file: Path) -> Iterator[SourceRow]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
+    # The limit is the process's, and only ever raised.
+    csv.field_size_limit(max(csv.field_size_limit(), _MOST_CSV_CHARACTERS))
+    with io.TextIOWrapper(_open_bytes(file), encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
         try:
             for value in reader:
@@ -159,7 +186,8 @@ def _iter_csv(file: Path) -> Iterator[SourceRow]:
 
 def _load_json_list(file: Path) -> list[Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        with _open_bytes(file) as stream:
+            content = json.loads(stream.read().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{file} is not JSON in UTF-8: {error}; a file of one object a line must be named .jsonl"

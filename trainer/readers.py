@@ -6,15 +6,14 @@
 The formats are in `trainer.formats`, the files in `trainer.data_files`.
 """
 
+import contextlib
 import itertools
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TextIO, overload
 
 from datasets import Dataset, Features, IterableDataset, List, Value
 
@@ -27,12 +26,15 @@ from .data_files import (
     json_fault,
     list_data_files,
 )
-from .formats import READERS, Reader
+from .format_parts import DEFAULT_OPTIONS, Neutral, Paths, Reader, ReaderOptions, RowLeftOut
+from .formats import READERS
+from .read_report import ReadReport
 from .records import StepRecord
 
 logger = logging.getLogger(__name__)
 
 OnBadRow = Literal["error", "skip"]
+RejectedFile = str | os.PathLike[str] | TextIO
 
 STEP_FEATURES = Features(
     {
@@ -45,54 +47,16 @@ STEP_FEATURES = Features(
 """Types of a step dataset's columns; explicit, so that no label column is ever inferred or re-cast."""
 
 
-@dataclass(kw_only=True, slots=True)
-class ReadReport:
-    """What became of the rows that were read.
-
-    Attributes:
-        source: What was read: the path or the Hub dataset.
-        format: The format's name.
-        num_rows: Rows read; blank lines are none.
-        num_kept: Rows that gave their records, dropped duplicates included.
-        num_records: Records returned. A row can give more than one.
-        num_duplicates: Records dropped since an equal one came before.
-        num_contradictory: Records kept although an earlier one labels the same solution otherwise;
-            counted for formats with `drop_duplicates`.
-        rejected: Number of rejected rows by reason.
-        record_sources: File and number of the row that each record came from, in the records' order;
-            numbers as in `trainer.data_files.SourceRow`.
-    """
-
-    source: str
-    format: str
-    num_rows: int = 0
-    num_kept: int = 0
-    num_records: int = 0
-    num_duplicates: int = 0
-    num_contradictory: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    record_sources: list[tuple[str, int]] = field(default_factory=list)
-
-    def summary(self) -> str:
-        """One line: `kept K of N rows: ...`, with the reasons."""
-        parts = [f"{self.num_records} records"]
-        parts += [f"{count} rejected: {reason}" for reason, count in self.rejected.most_common()]
-        if self.num_duplicates:
-            parts.append(f"{self.num_duplicates} duplicate records dropped")
-        if self.num_contradictory:
-            parts.append(f"{self.num_contradictory} records label an earlier solution otherwise")
-        details = "; ".join(parts)
-        return f"{self.source} ({self.format}): kept {self.num_kept} of {self.num_rows} rows: {details}"
-
-
 @overload
 def load_step_dataset(
     path: str | os.PathLike[str],
     *,
     format: str = ...,
     on_bad_row: OnBadRow = ...,
-    rejected_file: str | os.PathLike[str] | None = ...,
+    rejected_file: RejectedFile | None = ...,
     split: str | None = ...,
+    neutral: Neutral | None = ...,
+    paths: Paths = ...,
     streaming: Literal[False] = ...,
 ) -> Dataset: ...
 
@@ -103,8 +67,10 @@ def load_step_dataset(
     *,
     format: str = ...,
     on_bad_row: OnBadRow = ...,
-    rejected_file: str | os.PathLike[str] | None = ...,
+    rejected_file: RejectedFile | None = ...,
     split: str | None = ...,
+    neutral: Neutral | None = ...,
+    paths: Paths = ...,
     streaming: Literal[True],
 ) -> IterableDataset: ...
 
@@ -114,8 +80,10 @@ def load_step_dataset(
     *,
     format: str = "auto",
     on_bad_row: OnBadRow = "error",
-    rejected_file: str | os.PathLike[str] | None = None,
+    rejected_file: RejectedFile | None = None,
     split: str | None = None,
+    neutral: Neutral | None = None,
+    paths: Paths = "all",
     streaming: bool = False,
 ) -> Dataset | IterableDataset:
     """Read labelled solutions as a dataset and log what was kept, as a warning if anything was not.
@@ -133,9 +101,17 @@ def load_step_dataset(
 
         if rejected_file is not None:
             raise ValueError("rejected_file is not written while streaming, bad rows are logged; leave it out")
-        return stream_step_dataset([path], format=format, on_bad_row=on_bad_row, split=split)
+        return stream_step_dataset(
+            [path], format=format, on_bad_row=on_bad_row, split=split, neutral=neutral, paths=paths
+        )
     records, report = read_step_records(
-        path, format=format, on_bad_row=on_bad_row, rejected_file=rejected_file, split=split
+        path,
+        format=format,
+        on_bad_row=on_bad_row,
+        rejected_file=rejected_file,
+        split=split,
+        neutral=neutral,
+        paths=paths,
     )
     if format == "auto":
         logger.info("%s: read as format %r, found by its columns", report.source, report.format)
@@ -154,20 +130,26 @@ def read_step_records(
     *,
     format: str = "auto",
     on_bad_row: OnBadRow = "error",
-    rejected_file: str | os.PathLike[str] | None = None,
+    rejected_file: RejectedFile | None = None,
     split: str | None = None,
+    neutral: Neutral | None = None,
+    paths: Paths = "all",
 ) -> tuple[list[StepRecord], ReadReport]:
     """Read labelled solutions from local files or the Hub.
 
     Args:
-        path: A .jsonl, .jsonl.gz, .json, .parquet or .csv file, a folder with such files directly in it
-            (read in the order of their names), or else a Hub dataset's name. A .json file holds one list
-            of rows; in a .csv file columns that are no strings hold JSON text.
+        path: A .jsonl, .json, .csv or .parquet file, the first three also with .gz or .zst after it, a folder with
+            such files directly in it (read in the order of their names), or else a Hub dataset's name. A .json file
+            holds one list of rows; in a .csv file columns that are no strings hold JSON text.
         format: A name in `READERS`, or "auto" to find it by the columns of the first readable row.
         on_bad_row: "error" stops at the first bad row; "skip" leaves bad rows out and counts them.
         rejected_file: With "skip", a JSONL file to (over)write with a line for each bad row:
-            `{"file", "number", "reason", "row"}`, where reason is the whole message.
+            `{"file", "number", "reason", "row"}`, where reason is the whole message; or a text file that is open.
         split: The split to read of a Hub dataset; for nothing else.
+        neutral: What a neutral rating counts as, in formats that have one: "correct", "incorrect", "ignored", or
+            "class", with which labels are class indices, 0 right, 1 neutral and 2 wrong. Without it PRM800K's count
+            as correct and those of the plain format are refused.
+        paths: Of PRM800K, all solutions or the "chosen" path alone.
 
     Returns:
         The records in the order of the rows, and a report.
@@ -179,19 +161,24 @@ def read_step_records(
             or no row is kept.
     """
     check_options(format, on_bad_row)
+    options = ReaderOptions(neutral=neutral, paths=paths)
     rows = _open_rows(os.fspath(path), split)
-    rejected_path = _check_rejected_file(rejected_file, on_bad_row, Path(path))
+    with _open_rejected_file(rejected_file, on_bad_row, Path(path)) as rejected:
+        reader, rows = choose_reader(rows, format, on_bad_row, os.fspath(path))
+        report = ReadReport(source=os.fspath(path), format=reader.name)
 
-    reader, rows = choose_reader(rows, format, on_bad_row, os.fspath(path))
-    report = ReadReport(source=os.fspath(path), format=reader.name)
-    rejected: list[dict[str, Any]] = []
+        def reject(row: SourceRow, error: Exception) -> None:
+            if rejected is not None:
+                entry = {"file": row.file, "number": row.number, "reason": str(error), "row": row.value}
+                rejected.write(json.dumps(entry, default=str) + "\n")
 
-    def reject(row: SourceRow, error: Exception) -> None:
-        rejected.append({"file": row.file, "number": row.number, "reason": str(error), "row": row.value})
-
-    records = list(iter_records(rows, reader, report, None if on_bad_row == "error" else reject))
-    if rejected_path is not None:
-        rejected_path.write_text("".join(json.dumps(entry, default=str) + "\n" for entry in rejected), encoding="utf-8")
+        records = list(iter_records(rows, reader, report, None if on_bad_row == "error" else reject, options))
+    if neutral is not None and report.label_codes.keys() == {"0/1"}:
+        raise ValueError(
+            f"{report.label_codes['0/1']}: labels hold a 0, and no row of {report.source} a -1: with "
+            f"neutral={neutral!r} every incorrect step of a 0/1 file would be read as neutral; leave neutral= out, or "
+            "write booleans where other sources need it"
+        )
     if not report.num_kept:
         raise ValueError(f"no row is left, {report.summary()}; check the format and the data")
     return records, report
@@ -203,6 +190,15 @@ def check_options(format: str, on_bad_row: str) -> None:
         raise ValueError(f"no format is named {format!r}; pass 'auto' or one of {', '.join(READERS)}")
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"on_bad_row must be 'error' or 'skip', got {on_bad_row!r}")
+
+
+def check_neutral(reader: Reader, options: ReaderOptions, source: str) -> None:
+    """Check that labels which are to be class indices can be."""
+    if options.neutral == "class" and not reader.has_neutral:
+        raise ValueError(
+            f"{source}: neutral='class' makes labels class indices, and the format {reader.name!r} has no "
+            "neutral label; leave it out, or convert the data to class indices"
+        )
 
 
 def _open_rows(path: str, split: str | None) -> Iterator[SourceRow]:
@@ -219,19 +215,20 @@ def _open_rows(path: str, split: str | None) -> Iterator[SourceRow]:
     return itertools.chain.from_iterable(map(iter_file_rows, files))
 
 
-def _check_rejected_file(
-    rejected_file: str | os.PathLike[str] | None, on_bad_row: OnBadRow, source: Path
-) -> Path | None:
-    if rejected_file is None:
-        return None
-    if on_bad_row != "skip":
+@contextlib.contextmanager
+def _open_rejected_file(given: RejectedFile | None, on_bad_row: OnBadRow, source: Path) -> Iterator[TextIO | None]:
+    if given is not None and on_bad_row != "skip":
         raise ValueError("rejected_file is written with on_bad_row='skip' only; pass that, or leave it out")
-    target = Path(rejected_file)
+    if given is None or not isinstance(given, (str, os.PathLike)):
+        yield given
+        return
+    target = Path(given)
     is_source = target.resolve() == source.resolve()
     if is_source or (target.resolve().parent == source.resolve() and target.name.endswith(SUFFIXES)):
         raise ValueError(f"rejected_file {target} would be among the data that is read; put it elsewhere")
     target.parent.mkdir(parents=True, exist_ok=True)
-    return target
+    with target.open("w", encoding="utf-8") as file:
+        yield file
 
 
 def choose_reader(
@@ -278,13 +275,27 @@ def iter_records(
     reader: Reader,
     report: ReadReport,
     reject: Callable[[SourceRow, Exception], None] | None,
+    options: ReaderOptions = DEFAULT_OPTIONS,
 ) -> Iterator[StepRecord]:
-    """Yield records and keep the report up to date; `reject` is called with bad rows, or they raise if it is None."""
+    """Yield records and keep the report up to date; `reject` is called with bad rows, or they raise if it is None.
+
+    Labels of two codes raise either way, since what they mean in rows before is in doubt then.
+    """
+    check_neutral(reader, options, report.source)
     seen: dict[tuple[str, tuple[str, ...]], set[tuple[float, ...]]] = {}
     for row in rows:
         report.num_rows += 1
         try:
-            records = reader.read(_to_reader_row(row, reader))
+            value = _to_reader_row(row, reader)
+            code = None if reader.label_code is None else reader.label_code(value)
+            if code is not None and report.label_codes.setdefault(code, row.place) == row.place:
+                _check_one_code(report, options)
+            records = reader.read(value, options)
+        except MixedLabelsError:
+            raise
+        except RowLeftOut as reason:
+            report.left_out[str(reason)] += 1
+            continue
         except (TypeError, ValueError) as error:
             if reject is None:
                 raise _at(row, error) from error
@@ -303,6 +314,20 @@ def iter_records(
             report.num_records += 1
             report.record_sources.append((row.file, row.number))
             yield record
+
+
+class MixedLabelsError(ValueError):
+    """The rows of a source have labels of two codes, in which a 0 means different things."""
+
+
+def _check_one_code(report: ReadReport, options: ReaderOptions) -> None:
+    if options.neutral is None and len(report.label_codes) > 1:
+        (first, where), (second, place) = report.label_codes.items()
+        raise MixedLabelsError(
+            f"{place}: labels are of two codes: this row is in {second} and {where} in {first}, and a 0 is incorrect "
+            "in 0/1 and neutral beside -1; pass neutral= (--neutral) to say what a 0 counts as in +1/-1, or write all "
+            "rows in one code"
+        )
 
 
 def _at(row: SourceRow, error: TypeError | ValueError) -> TypeError | ValueError:
@@ -334,6 +359,8 @@ def _to_reader_row(row: SourceRow, reader: Reader) -> dict[str, Any]:
 
 
 def _decode_json(name: str, cell: str) -> Any:
+    if not cell.strip():
+        return None
     try:
         return json.loads(cell)
     except (ValueError, RecursionError) as error:

@@ -19,9 +19,11 @@ from typing import Any
 import datasets
 
 from .data_files import SourceRow, is_hub_id, iter_file_rows, iter_stream, list_data_files
+from .format_parts import Neutral, Paths, ReaderOptions
 from .formats import READERS
 from .preparation import RECORD_NUMBER
-from .readers import STEP_FEATURES, OnBadRow, ReadReport, check_options, choose_reader, iter_records
+from .read_report import ReadReport
+from .readers import STEP_FEATURES, OnBadRow, check_neutral, check_options, choose_reader, iter_records
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +78,16 @@ def stream_step_dataset(
     format: str = "auto",
     on_bad_row: OnBadRow = "error",
     split: str | None = None,
+    neutral: Neutral | None = None,
+    paths: Paths = "all",
 ) -> datasets.IterableDataset:
     """Labelled solutions of one or several sources, read each time that the dataset is iterated.
 
     Args:
-        sources, format, on_bad_row, split: as in `trainer.readers.read_step_records`; `split` is for the Hub datasets
-            among them. The format is found by the first rows of each source. What was skipped is counted and logged
-            when a file has been read to its end.
+        sources, format, on_bad_row, split, neutral, paths: as in `trainer.readers.read_step_records`; `split` is for
+            the Hub datasets among them. The format is found by the first rows of each source. What was skipped is
+            counted and logged when a file has been read to its end. Labels of two codes are found among the rows that
+            one process reads, see `trainer.formats_plain.plain_code`.
 
     Returns:
         The columns of `trainer.readers.load_step_dataset`, `source` (file and number of the row) and `record` (int64:
@@ -93,6 +98,7 @@ def stream_step_dataset(
         FileNotFoundError, TypeError, ValueError: as `read_step_records`, for bad rows when they are reached.
     """
     check_options(format, on_bad_row)
+    options = ReaderOptions(neutral=neutral, paths=paths)
     parts: list[SourcePart] = []
     for source in [os.fspath(path) for path in sources]:
         is_hub = is_hub_id(source)
@@ -104,13 +110,16 @@ def stream_step_dataset(
         files = [] if is_hub else [str(file) for file in list_data_files(Path(source))]
         found = _read_format(first, files, format, on_bad_row)
         count = _hub_stream(source, first.split).num_shards if is_hub else len(files)
+        check_neutral(READERS[found], options, source)
         for index in range(count):
             place: dict[str, Any] = {"shard": index, "num_shards": count} if is_hub else {"path": files[index]}
             parts.append(
                 SourcePart(source=source, format=found, number=len(parts), split=split or "" if is_hub else "", **place)
             )
     return datasets.IterableDataset.from_generator(
-        _iter_shards, features=FEATURES, gen_kwargs={"shards": make_shards(parts), "on_bad_row": on_bad_row}
+        _iter_shards,
+        features=FEATURES,
+        gen_kwargs={"shards": make_shards(parts), "on_bad_row": on_bad_row, "options": options},
     )
 
 
@@ -156,14 +165,18 @@ def _hub_stream(dataset_id: str, split: str) -> datasets.IterableDataset:
     return datasets.load_dataset(dataset_id, split=split, streaming=True)
 
 
-def _iter_shards(shards: list[tuple[SourcePart, ...]], on_bad_row: str) -> Iterator[dict[str, Any]]:
+def _iter_shards(
+    shards: list[tuple[SourcePart, ...]], on_bad_row: str, options: ReaderOptions
+) -> Iterator[dict[str, Any]]:
     for shard in shards:
         # Duplicates are found among all parts of a source.
         for source, parts in itertools.groupby(shard, key=lambda part: part.source):
-            yield from _iter_source(source, list(parts), on_bad_row)
+            yield from _iter_source(source, list(parts), on_bad_row, options)
 
 
-def _iter_source(source: str, parts: list[SourcePart], on_bad_row: str) -> Iterator[dict[str, Any]]:
+def _iter_source(
+    source: str, parts: list[SourcePart], on_bad_row: str, options: ReaderOptions
+) -> Iterator[dict[str, Any]]:
     reader = READERS[parts[0].format]
     report = ReadReport(source=source, format=reader.name)
     current = parts[0]
@@ -177,7 +190,7 @@ def _iter_source(source: str, parts: list[SourcePart], on_bad_row: str) -> Itera
         if report.rejected.total() <= _MOST_SHOWN:
             logger.warning("%s is left out: %s", row.place, error)
 
-    for record in iter_records(rows(), reader, report, None if on_bad_row == "error" else reject):
+    for record in iter_records(rows(), reader, report, None if on_bad_row == "error" else reject, options):
         file, number = report.record_sources.pop()
         yield {
             "problem": record.problem,

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from modeling_prm.step_loss import IGNORED_LABEL
 
+MAX_CHARACTERS = 1_000_000
+"""The longest problem or step: far more than a backbone reads, and what a damaged file easily holds."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepRecord:
@@ -25,7 +28,8 @@ class StepRecord:
     Raises:
         TypeError: If a field or an entry of it has the wrong type. Labels are ints or floats; a bool is
             refused, since `True` and `1.0` meet silently in one column and are then re-cast together.
-        ValueError: If a text is empty or cannot be stored (a NUL byte, half of a surrogate pair), the
+        ValueError: If a text is empty, longer than `MAX_CHARACTERS`, or cannot be stored (a NUL byte, half of a
+            surrogate pair), the
             numbers of steps and labels differ, or a label is neither in [0, 1] (or a class index) nor -100.
     """
 
@@ -74,6 +78,11 @@ def _check_text(name: str, text: object, *, where: str = "") -> None:
         raise TypeError(f"{name} must be a string: got {type(text).__name__}{where}; convert it, or drop the record")
     if not text.strip():
         raise ValueError(f"{name} must not be empty: got {text!r}{where}; fill it in, or drop the record")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(
+            f"{name} must not be longer than {MAX_CHARACTERS} characters: got {len(text)}{where}; cut it, or drop the "
+            "record"
+        )
     if "\0" in text:
         raise ValueError(
             f"{name} must not hold NUL bytes: got one at character {text.index(chr(0))}{where}; "
