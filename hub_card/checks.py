@@ -26,6 +26,8 @@ PROBE_SOLUTIONS = (("2 + 3 = 5.", "So it is 5."), ("7 * 6 = 41.",))
 # Largest difference of a logit between this process and a clean one. Another device or other places in
 # memory round otherwise; 16-bit numbers have 8 or 11 significant bits.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# Of two names at least: one name after a slash is often no path.
+_PATH = re.compile(r"(?<![\w.-])(?:/[\w.@+-]+){2,}")
 
 
 def check_weights(model: Any) -> None:
@@ -84,7 +86,7 @@ def check_clean_load(model: Any, processor: Any, folder: Path) -> float:
 
 
 def check_nothing_private(folder: Path, *, token: str | bool | None = None, only_token: bool = False) -> None:
-    """Look through the text that would be published for the token, paths and the name of this machine.
+    """Look through the text that would be published for the token, paths that exist here and this machine's name.
 
     Args:
         folder: what would be published.
@@ -110,6 +112,7 @@ def check_nothing_private(folder: Path, *, token: str | bool | None = None, only
         if any(secret in text for secret in tokens):
             raise CheckpointError(f"{file.relative_to(folder)} would publish the Hub token; take it out")
         found = [what for pattern, what in patterns.items() if re.search(pattern, text)]
+        found += [f"the local path {path}" for path in _PATH.findall(text) if os.path.exists(path.rstrip("."))]
         if found and not only_token:
             raise CheckpointError(
                 f"{file.relative_to(folder)} would publish {found[0]}; take it out, or publish with force=True "

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,7 @@ def verify(
         problems.append("adapter_config.json makes loading take another model, with that one's code")
     for name in names:
         if _CONFIG.fullmatch(name):
-            problems += _foreign_references(name, json.loads(read(name)), files)
+            problems += _foreign_references(name, read(name), files)
     return CodeCheck(source=label, release=release, files=files, problems=tuple(problems))
 
 
@@ -131,18 +133,26 @@ def _open(source: str | os.PathLike[str], revision: str | None, token: str | boo
         names = [path.relative_to(folder).as_posix() for path in paths]
         return str(source), names, lambda name: (folder / name).read_bytes()
     repo_id = str(source)
-    try:
+    with _reading(repo_id, token):
         info = HfApi().model_info(repo_id, revision=revision, token=token)
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # what a lost connection raises depends on huggingface_hub's version
-        raise OSError(f"cannot read {repo_id} from the Hub: {without_token(str(error), token)}") from None
     names = sorted(sibling.rfilename for sibling in info.siblings or ())
 
     def read(name: str) -> bytes:
-        return Path(hf_hub_download(repo_id, name, revision=info.sha, token=token)).read_bytes()
+        with _reading(repo_id, token):
+            return Path(hf_hub_download(repo_id, name, revision=info.sha, token=token)).read_bytes()
 
     return f"{repo_id}@{info.sha}", names, read
+
+
+@contextmanager
+def _reading(repo_id: str, token: str | bool | None) -> Iterator[None]:
+    """Make an OSError of what a lost connection raises, which depends on huggingface_hub's version."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        raise OSError(f"cannot read {repo_id} from the Hub: {without_token(str(error), token)}") from None
 
 
 def _differences(files: dict[str, str], table: dict[str, dict[str, str]]) -> list[str]:
@@ -164,10 +174,14 @@ def _differences(files: dict[str, str], table: dict[str, dict[str, str]]) -> lis
     ]
 
 
-def _foreign_references(name: str, config: Any, files: dict[str, str]) -> list[str]:
+def _foreign_references(name: str, text: bytes, files: dict[str, str]) -> list[str]:
     """The classes that a config names in a repository of others, or in a file that is not there."""
+    try:
+        references = _class_references(json.loads(text))
+    except (ValueError, RecursionError):
+        return [f"{name} cannot be read as JSON, so what it loads cannot be told"]
     found = []
-    for reference in _class_references(config):
+    for reference in references:
         if "--" in reference:
             found.append(f"{name} loads {reference} from another repository")
         elif reference.partition(".")[0] + ".py" not in files:

@@ -263,17 +263,18 @@ def _explained(repo_id: str, token: str | bool | None) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError):
-        raise
-    except HfHubHTTPError as error:
+    except HfHubHTTPError as error:  # first, since that of status 400 is a ValueError too
         status = error.response.status_code if error.response is not None else None
         advice = {
+            400: "it does not take what was sent; change that, then publish again",
             401: "log in with `hf auth login`, or set HF_TOKEN to a token that may write",
             403: "the token may not write there; use one that may, or another repository",
             404: "there is no such repository for this token; check the name and who may read it",
             412: "somebody else pushed there meanwhile; look at their commit, then publish again",
         }.get(status or 0, "the repository is at its last good commit; publish again")
         raise OSError(f"the Hub refused {repo_id} ({status}): {advice}; it said: {_said(error, token)}") from None
+    except (ValueError, TypeError):
+        raise
     except Exception as error:
         raise OSError(
             f"the push to {repo_id} broke off; the repository is at its last good commit and nothing here was lost: "

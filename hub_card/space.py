@@ -42,8 +42,12 @@ EXAMPLE: dict[str, Any] = {
 _TEMPLATE = Path(__file__).with_name("space_template")
 _COPIED = ("app.py", "ranking.py", "requirements.txt")
 _MODEL_FOLDER = "model"
-# What loading a checkpoint reads; training arguments, which can hold a token, and optimizer states stay behind.
-_MODEL_FILES = ("*.json", "*.py", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+# What loading a checkpoint reads. What training leaves beside it stays behind: training arguments can hold a token,
+# the data of the card and the trainer's state paths.
+_MODEL_FILES = (
+    *("*config.json", "config.*.json", "*.safetensors", "*.safetensors.index.json", "*.py", "*.jinja", "*.model"),
+    *("tokenizer.json", "vocab.*", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # The most solutions that the page has boxes for, as in ranking.py.
 _MAX_SOLUTIONS = 8

@@ -189,6 +189,21 @@ def test_a_path_outside_ascii_is_found(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("text", ["from {}.", "- {}/", "from: `{}`", "file://{}", "a\n{}\nb"])
+def test_a_path_anywhere_that_exists_here_is_found(tmp_path: Path, text: str) -> None:
+    """Such as a base model on a disk of its own; `machine` moves the places that are known by themselves away."""
+    (model := tmp_path / "models" / "my_base-1.5").mkdir(parents=True)
+    (folder := tmp_path / "out").mkdir()
+    for name in (str(model), str(model).replace("_", r"\_")):
+        (folder / "README.md").write_text(text.format(name))
+        with pytest.raises(CheckpointError, match=f"README.md would publish the local path {model}"):
+            check_nothing_private(folder)
+    check_nothing_private(folder, only_token=True)
+    (folder / "README.md").write_text(text.format(f"{model}-other") + f" see https://x.org{model} and {'/a' * 3000}")
+    check_nothing_private(folder)
+
+
+@pytest.mark.usefixtures("machine")
 def test_words_that_hold_others_are_no_find(tmp_path: Path) -> None:
     """A data set `them/srv/data` or `x/scratch` is no path of this machine, nor is `gpu-box-77` this machine."""
     text = "them/srv/data us/scratch https://x.org/scratch /scratchy /srv/data-2 gpu-box-77 my-gpu-box-7 hf_in_us"

@@ -186,6 +186,14 @@ def test_code_of_other_repositories_is_named(
     assert str(check).startswith(f"{checkpoint}: the code is that of modeling-prm 1.2.3, but\n  ")
 
 
+@pytest.mark.parametrize("text", [b"{", b"", b"\xff", b'{"a":' * 100_000, b'{"a":' * 900 + b"1" + b"}" * 900])
+def test_a_config_that_cannot_be_read_is_named(checkpoint: Path, text: bytes) -> None:
+    (checkpoint / "tokenizer_config.json").write_bytes(text)
+    check = verify(checkpoint)
+    assert not check.ok
+    assert check.problems == ("tokenizer_config.json cannot be read as JSON, so what it loads cannot be told",)
+
+
 @pytest.mark.parametrize(
     "name", ["pytorch_model.bin", "training_args.bin", "sub/x.pkl", "OPTIMIZER.PT", "a.pth", "a.pickle", "a.ckpt"]
 )
@@ -257,6 +265,12 @@ def test_repositories_that_cannot_be_read_are_one_line() -> None:
             client.run("verify('user/verified-private', token=arguments['token'])", token=token)
         assert "OSError" in raised.value.kinds
         assert token not in f"{raised.value} {raised.value.trace}"
+    hub.cut_download(after=10, times=30, path="/user/verified-private/")
+    with pytest.raises(ClientError, match=r"^error: cannot read user/verified-private from the Hub: ") as raised:
+        client.run("import hub_card.check_code\nhub_card.check_code.main(['user/verified-private'])")
+    assert "SystemExit" in raised.value.kinds
+    while hub.unused_faults:  # how often the client tries again is its own affair
+        hub.take_faults("download", "/user/verified-private/")
     lines = (
         "import hub_card.check_code",
         "with replaced(huggingface_hub.constants, 'ENDPOINT', 'http://127.0.0.1:9'):",

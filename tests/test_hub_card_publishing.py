@@ -236,6 +236,7 @@ def test_a_name_that_is_none_is_refused_before_any_work(client: HubClient, repo:
 # The fault and its arguments, further arguments of `publish`, and what the error must say.
 FAULTS: dict[str, tuple[tuple[str, dict[str, Any]] | None, str, str]] = {
     "error on commit": (("fail", {"kind": "commit", "status": 500}), "", "(500): the repository is at its last good"),
+    "refused commit": (("fail", {"kind": "commit", "status": 400}), "", "(400): it does not take what was sent"),
     "error on upload": (("fail", {"kind": "lfs_batch", "status": 503, "times": 6}), "", "(503)"),
     "error on info": (("fail", {"kind": "info", "status": 404}), "", "(404): there is no such repository for this"),
     "cut upload": (("cut_upload", {"after": 50_000, "times": 6}), "", "broke off; the repository is at its last good"),
@@ -324,6 +325,26 @@ def test_a_push_that_breaks_after_the_model_is_there_is_completed_by_a_retry(
     assert hub.files(repo).keys() == BARE
     assert [commit.message for commit in hub.commits(repo)] == ["Upload process reward model", "initial commit"]
     check_complete(hub, repo, client.run(PUSH, repo=repo))
+
+
+def test_a_refusal_that_repeats_the_token_is_shown_without_it(client: HubClient) -> None:
+    """The client's error for status 400 is a ValueError too, which passes unchanged where it is of an argument."""
+    code = """
+import types
+from huggingface_hub.errors import BadRequestError
+
+def refuse(*arguments, **options):
+    answer = types.SimpleNamespace(status_code=400, headers={}, request=None)
+    raise BadRequestError("bad header: Bearer hf_given", response=answer)
+
+with replaced(huggingface_hub.HfApi, "create_repo", refuse):
+    publish(model(), processor, "user/echo", token="hf_given")
+"""
+    with pytest.raises(
+        ClientError, match=r"the Hub refused user/echo \(400\): .*bad header: Bearer \[token\]"
+    ) as raised:
+        client.run(code)
+    assert "hf_given" not in raised.value.trace
 
 
 def test_a_card_that_holds_the_token_is_not_sent(hub: HubStandIn, client: HubClient) -> None:

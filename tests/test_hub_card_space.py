@@ -15,7 +15,7 @@ from clean_process import run_clean
 from hub_stand_in import HubStandIn
 
 from hub_card import space
-from hub_card.card import CardData, render_card
+from hub_card.card import CardData, Picture, render_card
 from hub_card.space import EXAMPLE, write_space
 from modeling_prm import PRMForStepScoring, PRMProcessor
 
@@ -77,6 +77,10 @@ def test_space_of_a_folder_holds_its_model_and_no_path(prm_folder: Folder, tmp_p
     shutil.copytree(prm_folder("llama"), source)
     (source / "training_args.bin").write_bytes(b"holds a token")
     (source / "checkpoint-1").mkdir()
+    # Training leaves these, with paths in them.
+    picture = Picture(path=str(tmp_path / "curves.png"), caption="Curves")
+    (source / "card_data.json").write_text(CardData(pictures=(picture,)).to_json())
+    (source / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": str(tmp_path / "checkpoint-1")}))
     folder = write_space(tmp_path / "space", str(source))
     card, body = card_of(folder)
     assert card["title"] == "my-prm: step scores"
@@ -87,7 +91,7 @@ def test_space_of_a_folder_holds_its_model_and_no_path(prm_folder: Folder, tmp_p
     assert settings["revision"] is None
     copied = {path.name for path in (folder / "model").iterdir()}
     assert copied == {path.name for path in prm_folder("llama").iterdir()}
-    assert all(str(tmp_path) not in text for text in files_of(folder).values())
+    assert all(str(tmp_path).encode() not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
 def test_example_comes_with_the_space(tmp_path: Path) -> None:
