@@ -41,6 +41,7 @@ DATA_OPTIONS = {
     "eval_split": "test",
     "data_format": "auto",
     "on_bad_row": "error",
+    "decontaminate_against": [],
     "streaming": False,
 }
 TRAINING_OPTIONS = {

@@ -121,6 +121,13 @@ class DataArguments:
         metadata={"help": "Stop at a row that cannot be read, or skip and count it."},
     )
 
+    decontaminate_against: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Files, folders or Hub ids (--eval-split) of evaluation problems; training solutions of problems "
+            "that are equal, or share 13 words in a row, are left out."
+        },
+    )
     streaming: bool = field(
         default=False,
         metadata={"help": "Read the training data as they are needed, for more than the disk holds; with --max-steps."},
@@ -131,6 +138,8 @@ class DataArguments:
             raise ValueError("give --eval-data or --eval-fraction, not both")
         if self.streaming and self.eval_fraction:
             raise ValueError("--eval-fraction needs all training data at hand; give --eval-data with --streaming")
+        if self.streaming and self.decontaminate_against:
+            raise ValueError("--decontaminate-against needs all training data at hand; leave --streaming out")
 
 
 @explain_trl_names

@@ -24,6 +24,7 @@ from .checkpoints import CheckpointSaveError, check_same_model, find_checkpoint,
 from .command_line import parse_options, set_up_logging
 from .curves import LearningCurves, can_draw, draw_pictures
 from .data_files import is_hub_id
+from .decontamination import decontaminate, read_problem_texts
 from .guards import NonFiniteLossError
 from .model_calibration import CalibrationArguments, calibrate_saved, check_evaluation_set
 from .preparation import RECORD_NUMBER
@@ -202,10 +203,17 @@ def load_data(
         )
     else:
         train_set = _load_all(options.train_data, options, split=options.train_split)
-    if options.eval_fraction:
+    if (options.eval_fraction or options.decontaminate_against) and RECORD_NUMBER not in train_set.column_names:
         # What is said about a record later has its number among all.
-        if RECORD_NUMBER not in train_set.column_names:
-            train_set = train_set.add_column(RECORD_NUMBER, np.arange(len(train_set)))
+        train_set = train_set.add_column(RECORD_NUMBER, np.arange(len(train_set)))
+    if options.decontaminate_against:
+        against = [
+            text
+            for source in options.decontaminate_against
+            for text in read_problem_texts(source, split=options.eval_split if is_hub_id(source) else None)
+        ]
+        train_set, _ = decontaminate(train_set, against)
+    if options.eval_fraction:
         return split_by_problem(train_set, options.eval_fraction, seed=seed)
     # A path may hold the sign itself, as the folders of partitioned data do.
     plain = [source for source in options.eval_data if "=" not in source or Path(source).exists()]

@@ -1,0 +1,173 @@
+"""Training problems that an evaluation set holds too: found by overlap of words, and left out.
+
+    index = OverlapIndex(["A problem", "Another one"])
+    index.find("A problem's text")  # None, or what it shares with which problem
+    training_set, removed = decontaminate(training_set, read_problem_texts("test.jsonl"))
+
+Two problems overlap if they are equal but for case and white space, or if they share 13 words in a row, the length
+that GPT-3's evaluation used for most of its data (Brown et al., arXiv 2005.14165, appendix C). Unlike there, it is
+problems that are compared, not documents, and n-grams that are frequent count too. A problem of fewer words overlaps
+only where it is equal. What was reworded is not found.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset
+
+from .data_files import is_hub_id, iter_file_rows, iter_hub_rows, list_data_files
+
+logger = logging.getLogger(__name__)
+
+NGRAM_WORDS = 13
+_PROBLEM_COLUMNS = ("problem", "question", "prompt", "original_question", "modified_question", "problem_group")
+# Written without spaces between words: each character counts as one.
+_UNSPACED = "぀-ヿ㐀-䶿一-鿿가-힯"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """What a text shares with one of the reference texts.
+
+    Args:
+        reference: the 0-based index of that one, the first where there are several.
+        words: the words shared, or None where the texts are equal but for case and white space.
+    """
+
+    reference: int
+    words: str | None
+
+
+class OverlapIndex:
+    """Finds texts that overlap with reference texts.
+
+    Args:
+        references: the texts.
+        ngram: so many words in a row make an overlap, at least 1.
+
+    Raises:
+        ValueError: `ngram` is below 1.
+    """
+
+    def __init__(self, references: Iterable[str], *, ngram: int = NGRAM_WORDS) -> None:
+        if ngram < 1:
+            raise ValueError(f"ngram must be at least 1 word, got {ngram}; pass for example {NGRAM_WORDS}")
+        self.ngram = ngram
+        self._equal: dict[str, int] = {}
+        self._ngrams: dict[str, int] = {}
+        for number, text in enumerate(references):
+            self._equal.setdefault(normalized(text), number)
+            for words in word_ngrams(text, ngram):
+                self._ngrams.setdefault(words, number)
+
+    def find(self, text: str) -> Overlap | None:
+        """The first overlap of a text, None where there is none."""
+        number = self._equal.get(normalized(text))
+        if number is not None:
+            return Overlap(reference=number, words=None)
+        for words in word_ngrams(text, self.ngram):
+            number = self._ngrams.get(words)
+            if number is not None:
+                return Overlap(reference=number, words=words)
+        return None
+
+
+def read_problem_texts(path: str | os.PathLike[str], *, split: str | None = None) -> list[str]:
+    """The problems of an evaluation set, whatever else its rows hold; those that one is a version of too.
+
+    Args:
+        path: a data file, a folder of them, or a Hub id. A row is an object with at least one of the columns
+            `problem`, `question` (or one with a `problem` in it, as PRM800K has), `prompt`, `original_question`,
+            `modified_question` and `problem_group`.
+        split: of a Hub dataset.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or a row has none of these columns, naming its place.
+    """
+    path = os.fspath(path)
+    if is_hub_id(path):
+        if split is None:
+            raise ValueError(f"{path} is not a local file or folder; to read it as a Hub dataset give a split too")
+        rows = iter_hub_rows(path, split)
+    else:
+        rows = itertools.chain.from_iterable(map(iter_file_rows, list_data_files(Path(path))))
+    texts: dict[str, None] = {}
+    for row in rows:
+        if row.error is not None:
+            raise ValueError(f"{row.place}: {row.error}") from row.error
+        found = [row.value.get(name) for name in _PROBLEM_COLUMNS] if isinstance(row.value, dict) else []
+        found = [value.get("problem") if isinstance(value, dict) else value for value in found]
+        known = [value for value in found if isinstance(value, str)]
+        if not known:
+            raise ValueError(f"{row.place}: the row has no problem; it needs one of {', '.join(_PROBLEM_COLUMNS)}")
+        texts |= dict.fromkeys(known)
+    if not texts:
+        raise ValueError(f"{path} holds no rows; check the path")
+    return list(texts)
+
+
+def decontaminate(dataset: Dataset, against: Iterable[str], *, ngram: int = NGRAM_WORDS) -> tuple[Dataset, list[int]]:
+    """Leave out the solutions whose problem is in an evaluation set, and log how many.
+
+    Where a problem is a version of another (the column `problem_group`), both texts count.
+
+    Args:
+        dataset: the training set, with a column `problem`.
+        against: the problems of the evaluation set.
+        ngram: as in `OverlapIndex`.
+
+    Returns:
+        What is left, in its order, and the row numbers of what was left out.
+
+    Raises:
+        ValueError: nothing is left, or `ngram` is below 1.
+    """
+    index = OverlapIndex(against, ngram=ngram)
+    rows = list(problem_texts(dataset))
+    found = {text: index.find(text) for text in dict.fromkeys(itertools.chain.from_iterable(rows))}
+    removed = [row for row, texts in enumerate(rows) if any(found[text] is not None for text in texts)]
+    problems = {rows[row] for row in removed}
+    equal = sum(any((overlap := found[text]) and overlap.words is None for text in texts) for texts in problems)
+    if len(removed) == len(dataset):
+        raise ValueError(f"all {len(dataset)} solutions are of problems that the evaluation set holds; give other data")
+    logger.log(
+        logging.WARNING if removed else logging.INFO,
+        "decontamination: left out %d of %d solutions, of %d problems that are also in the evaluation set (%d equal, "
+        "the others share %d words in a row)",
+        len(removed),
+        len(dataset),
+        len(problems),
+        equal,
+        ngram,
+    )
+    if not removed:
+        return dataset, []
+    gone = set(removed)
+    return dataset.select([row for row in range(len(dataset)) if row not in gone]), removed
+
+
+def normalized(text: str) -> str:
+    """A text with compatibility characters (NFKC), case and white space made equal; punctuation stays."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def word_ngrams(text: str, length: int) -> Iterator[str]:
+    """All runs of so many words of a text, each as one string; words are letters and digits in lower case."""
+    words = _WORD.findall(normalized(text))
+    return (" ".join(words[start : start + length]) for start in range(len(words) - length + 1))
+
+
+def problem_texts(dataset: Dataset) -> Iterator[tuple[str, ...]]:
+    """The problem of each row, and what it is a version of, where it is one."""
+    groups = dataset["problem_group"] if "problem_group" in dataset.column_names else [None] * len(dataset)
+    for problem, group in zip(dataset["problem"], groups, strict=True):
+        yield (problem,) if group is None else (problem, group)
