@@ -118,10 +118,10 @@ def test_give_up_keeps_its_ratings_and_a_bad_problem_is_left_out(tmp_path: Path)
     give_up = row(step(completion("a", 1)), step(completion("b", None), chosen=None), finish_reason="give_up")
     assert solutions(give_up) == [(("a",), (1.0,))]
     bad = row(step(completion("a", -1)), finish_reason="bad_problem")
-    with pytest.raises(RowLeftOut, match="^finish_reason is bad_problem$"):
+    with pytest.raises(RowLeftOut, match=r"^finish_reason is bad_problem$"):
         READ(bad)
     unrated = row(step(completion("a", None), chosen=None), finish_reason="give_up")
-    with pytest.raises(RowLeftOut, match="^no step is rated$"):
+    with pytest.raises(RowLeftOut, match=r"^no step is rated$"):
         READ(unrated)
     path = tmp_path / "phase1_train.jsonl"
     path.write_text("".join(json.dumps(given) + "\n" for given in (bad, PHASE_1, bad, unrated)), encoding="utf-8")
@@ -142,7 +142,7 @@ def test_options_reach_the_reader_from_a_file_and_a_stream(tmp_path: Path) -> No
     assert load_step_dataset(path, neutral="incorrect", paths="chosen")["labels"][:] == chosen
     stream = load_step_dataset(path, neutral="incorrect", paths="chosen", streaming=True)
     assert [entry["labels"] for entry in stream] == chosen
-    with pytest.raises(ValueError, match="neutral must be None or one of .*'class'.*, got 'wrong'"):
+    with pytest.raises(ValueError, match=r"neutral must be None or one of .*'class'.*, got 'wrong'"):
         load_step_dataset(path, neutral="wrong")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match=r"paths must be one of \('all', 'chosen'\), got 'best'"):
         load_step_dataset(path, paths="best")  # type: ignore[call-overload]
