@@ -106,3 +106,22 @@ def test_sharded_training_goes_on_from_a_checkpoint(sharded: Path, kind: str) ->
         torch.testing.assert_close(
             resumed[name], tensor, rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_with_bf16_logits_and_probabilities_stay_float32(sharded: Path) -> None:
+    found = torch.load(sharded / "results.pt", weights_only=False)["BF16"]
+    assert "param_dtype=torch.bfloat16" in found["policy"]
+    model, processor = (
+        PRMForStepScoring.from_pretrained(sharded / "BF16"),
+        PRMProcessor.from_pretrained(sharded / "BF16"),
+    )
+    rows = make_rows()[:2]
+    batch = processor([row["problem"] for row in rows], [row["steps"] for row in rows], return_tensors="pt")
+    with torch.no_grad():
+        expected = model.eval()(**batch)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    # The layers computed in bfloat16, and what the head made of it was not rounded again.
+    assert 1e-3 < float((found["logits"] - expected.logits).abs().max()) < 0.5
+    for name in ("logits", "step_probs"):
+        assert found[name].dtype == torch.float32
+        assert not torch.equal(found[name], found[name].bfloat16().float())

@@ -58,6 +58,8 @@ def use_fsdp_on_cpu() -> None:
     def start(self: Any, *given: Any, fsdp_plugin: Any = None, **rest: Any) -> None:
         init(self, *given, fsdp_plugin=fsdp_plugin, **rest)
         if fsdp_plugin is not None:
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
             self.fsdp_plugin = fsdp_plugin
         if "fsdp_plugin" in self.__dict__:
             self.distributed_type = DistributedType.FSDP
@@ -85,9 +87,23 @@ def train(folder: Path, kind: str) -> dict[str, Any]:
     return result
 
 
+def train_in_bf16(folder: Path) -> dict[str, Any]:
+    """What a model that was trained with bf16 returns, still in shards, for the first two records."""
+    trainer, _ = make_trainer(folder / "prm", folder / "bf16", bf16=True, **ONE_STEP)
+    trainer.train()
+    trainer.save_model(str(folder / "BF16"))
+    rows = make_rows()[:2]
+    problems, solutions = [row["problem"] for row in rows], [row["steps"] for row in rows]
+    with torch.no_grad():
+        output = trainer.model.eval()(**trainer.processing_class(problems, solutions, return_tensors="pt"))
+    policy = str(trainer.accelerator.state.fsdp_plugin.mixed_precision_policy)
+    return {"policy": policy, "logits": output.logits, "step_probs": output.step_probs}
+
+
 def main(folder: Path) -> None:
     use_fsdp_on_cpu()
     results = {kind: train(folder, kind) for kind in ("FULL_STATE_DICT", "SHARDED_STATE_DICT")}
+    results["BF16"] = train_in_bf16(folder)
     step_by_hand(folder)
     if torch.distributed.get_rank() == 0:
         torch.save(results, folder / "results.pt")

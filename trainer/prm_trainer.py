@@ -27,6 +27,7 @@ from .packing import STEP_INDEX, PackingCollator, choose_packing, unpack
 from .preparation import RECORD_NUMBER
 from .publishing import model_metrics
 from .saving_trainer import SavingTrainer
+from .sharding import keep_float32_outputs
 from .step_data_trainer import StepDataTrainer
 from .step_index import StepIndexGuard, labels_of
 from .streaming import StepStream
@@ -120,6 +121,7 @@ class PRMTrainer(StepDataTrainer, SavingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        keep_float32_outputs(self)
         describe = describe_records(self.train_dataset, processing_class)
         if isinstance(self.train_dataset, StepStream):
             describe = self.train_dataset.describe

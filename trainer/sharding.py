@@ -1,12 +1,13 @@
-"""Saving a model whose weights are sharded over processes (FSDP2) as a plain checkpoint, which loads anywhere."""
+"""Models whose weights are sharded over processes (FSDP2): saved as plain checkpoints, which load anywhere."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from torch.distributed.fsdp import FSDPModule, StateDictType
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, StateDictType
 
 
 @contextlib.contextmanager
@@ -43,3 +44,17 @@ def own_class(model: Any) -> Iterator[None]:
         yield
     finally:
         model.__class__ = sharded
+
+
+def keep_float32_outputs(trainer: Any) -> None:
+    """Let a model in shards return logits and probabilities in float32, as it does elsewhere.
+
+    With bf16 or fp16 accelerate's policy for FSDP2 rounds whatever the model returns. Called before the model is
+    sharded.
+    """
+    if not trainer.is_fsdp_enabled:
+        return
+    plugin = trainer.accelerator.state.fsdp_plugin
+    policy = getattr(plugin, "mixed_precision_policy", None)
+    if isinstance(policy, MixedPrecisionPolicy):
+        plugin.mixed_precision_policy = dataclasses.replace(policy, output_dtype=None)
