@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,3 +173,54 @@ def problem_texts(dataset: Dataset) -> Iterator[tuple[str, ...]]:
     groups = dataset["problem_group"] if "problem_group" in dataset.column_names else [None] * len(dataset)
     for problem, group in zip(dataset["problem"], groups, strict=True):
         yield (problem,) if group is None else (problem, group)
+
+
+def near_duplicates(
+    texts: Sequence[str], references: Sequence[str], *, similarity: float = 0.8, length: int = 3
+) -> list[tuple[int, float] | None]:
+    """For each text the reference text that is most like it, where one is like it enough.
+
+    Likeness is the Jaccard similarity of the sets of runs of `length` words (of all words as one run where a text has
+    fewer): shared runs divided by all runs. Exact: two sets of similarity t or more share one of their
+    |A| - ceil(t |A|) + 1 first runs in any common order (Chaudhuri et al., ICDE 2006), and with the rarest runs first
+    few pairs do.
+
+    Args:
+        texts: N texts.
+        references: those that they are compared with.
+        similarity: the least, in (0, 1].
+        length: words in a run, at least 1.
+
+    Returns:
+        N pairs of the 0-based index of a reference (the first of equally like ones) and the similarity, or None.
+
+    Raises:
+        ValueError: `similarity` or `length` is out of range.
+    """
+    if not 0.0 < similarity <= 1.0:
+        raise ValueError(f"similarity must be in (0, 1], got {similarity}")
+    if length < 1:
+        raise ValueError(f"length must be at least 1 word, got {length}")
+    ours, theirs = ([_runs(text, length) for text in part] for part in (texts, references))
+    frequency = Counter(itertools.chain.from_iterable(itertools.chain(ours, theirs)))
+
+    def first(runs: frozenset[str]) -> list[str]:
+        order = sorted(runs, key=lambda run: (frequency[run], run))
+        # The last bit of a product must not lose a pair.
+        return order[: len(order) - math.ceil(similarity * len(order) - 1e-9) + 1]
+
+    index: dict[str, list[int]] = {}
+    for number, runs in enumerate(theirs):
+        for run in first(runs):
+            index.setdefault(run, []).append(number)
+    found: list[tuple[int, float] | None] = []
+    for runs in ours:
+        candidates = sorted({number for run in first(runs) for number in index.get(run, ())})
+        likeness = [(len(runs & theirs[number]) / len(runs | theirs[number]), -number) for number in candidates]
+        best = max(likeness, default=(0.0, 0))
+        found.append((-best[1], best[0]) if best[0] >= similarity else None)
+    return found
+
+
+def _runs(text: str, length: int) -> frozenset[str]:
+    return frozenset(word_ngrams(text, length)) or frozenset([" ".join(_WORD.findall(normalized(text)))])
