@@ -41,6 +41,9 @@ DATA_OPTIONS = {
     "eval_split": "test",
     "data_format": "auto",
     "on_bad_row": "error",
+    "rejected_file": None,
+    "neutral": None,
+    "paths": "all",
     "decontaminate_against": [],
     "streaming": False,
 }

@@ -17,6 +17,7 @@ from small_training import LABELS, make_dataset, make_rows, run_python
 
 from modeling_prm import PRMForStepScoring, PRMProcessor
 from trainer import train
+from trainer.arguments import PRMTrainingArguments
 
 Folder = Callable[..., Path]
 
@@ -309,3 +310,40 @@ def test_processor_and_model_saved_together_belong_together(options: list[str], 
     train.main([*options, "--save-strategy", "no", "--max-length", "100"])
     processor = PRMProcessor.from_pretrained(tmp_path / "out")
     assert (processor.max_length, PRMForStepScoring.from_pretrained(tmp_path / "out").config.max_length) == (100, 100)
+
+
+def test_rejected_rows_of_all_sources_are_in_one_file(data: dict[str, Path], tmp_path: Path) -> None:
+    def bad(name: str) -> str:
+        path = write_rows(tmp_path / name, make_rows(LABELS[:2]))
+        path.write_text(path.read_text() + json.dumps({"problem": name, "steps": ["a"], "labels": []}) + "\n")
+        return str(path)
+
+    args = PRMTrainingArguments(str(tmp_path / "out"), use_cpu=True)
+    options = train.DataArguments([bad("a.jsonl"), bad("b.jsonl")], eval_data=[bad("c.jsonl")], on_bad_row="skip")
+    with train.open_rejected_file(options, args) as file:
+        train_set, _ = train.load_data(options, seed=0, rejected_file=file)
+    assert len(train_set) == 4
+    entries = [json.loads(line) for line in (tmp_path / "out" / "rejected_rows.jsonl").read_text().splitlines()]
+    assert [(Path(entry["file"]).name, entry["number"]) for entry in entries] == [
+        ("a.jsonl", 3),
+        ("b.jsonl", 3),
+        ("c.jsonl", 3),
+    ]
+    # The data itself is never written over.
+    options = train.DataArguments([bad("a.jsonl")], on_bad_row="skip", rejected_file=str(tmp_path / "a.jsonl"))
+    with (
+        pytest.raises(ValueError, match="would be among the data that is read"),
+        train.open_rejected_file(options, args),
+    ):
+        pass
+    with pytest.raises(ValueError, match="--rejected-file is written with --on-bad-row skip"):
+        train.DataArguments(["a.jsonl"], rejected_file="b.jsonl")
+
+
+def test_neutral_and_paths_reach_the_reader(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [{"problem": "p", "steps": ["a", "b", "c"], "labels": [1, 0, -1]}])
+    options = train.DataArguments([str(path)], eval_data=[str(path)], neutral="class")
+    train_set, eval_set = train.load_data(options, seed=0)
+    assert train_set["labels"][:] == eval_set["labels"][:] == [[0.0, 1.0, 2.0]]
+    options = train.DataArguments([str(path)], neutral="ignored", streaming=True)
+    assert [row["labels"] for row in train.load_data(options, seed=0)[0]] == [[1.0, -100.0, 0.0]]

@@ -44,7 +44,8 @@ class ModelArguments:
     num_labels: int | None = field(
         default=None,
         metadata={
-            "help": "Classes of a step, trained on --data-format classes; if left out, a new PRM has one logit a step."
+            "help": "Classes of a step, trained on --data-format classes or --neutral class; if left out, a new PRM "
+            "has one logit a step."
         },
     )
     class_weights: list[float] | None = field(
@@ -120,6 +121,23 @@ class DataArguments:
         default="error",
         metadata={"help": "Stop at a row that cannot be read, or skip and count it."},
     )
+    rejected_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "With --on-bad-row skip, a JSONL file for the rows that were left out, each with file, line and "
+            "reason; rejected_rows.jsonl in the output folder if left out."
+        },
+    )
+    neutral: Literal["correct", "incorrect", "ignored", "class"] | None = field(
+        default=None,
+        metadata={
+            "help": "What a neutral rating counts as; 'class' makes class indices (right, neutral, wrong) for "
+            "--num-labels 3. If left out, correct in PRM800K, and refused beside +1/-1."
+        },
+    )
+    paths: Literal["all", "chosen"] = field(
+        default="all", metadata={"help": "Of PRM800K, every rated solution or the chosen path alone."}
+    )
 
     decontaminate_against: list[str] = field(
         default_factory=list,
@@ -138,6 +156,11 @@ class DataArguments:
             raise ValueError("give --eval-data or --eval-fraction, not both")
         if self.streaming and self.eval_fraction:
             raise ValueError("--eval-fraction needs all training data at hand; give --eval-data with --streaming")
+        if self.rejected_file is not None and (self.on_bad_row != "skip" or self.streaming):
+            raise ValueError(
+                "--rejected-file is written with --on-bad-row skip and without --streaming, which logs bad rows; "
+                "leave it out"
+            )
         if self.streaming and self.decontaminate_against:
             raise ValueError("--decontaminate-against needs all training data at hand; leave --streaming out")
 

@@ -215,6 +215,17 @@ def _open_rows(path: str, split: str | None) -> Iterator[SourceRow]:
     return itertools.chain.from_iterable(map(iter_file_rows, files))
 
 
+def check_rejected_file(target: Path, source: Path) -> None:
+    """Check that a file to write is none of the data files that are read.
+
+    Raises:
+        ValueError: If it is.
+    """
+    is_source = target.resolve() == source.resolve()
+    if is_source or (target.resolve().parent == source.resolve() and target.name.endswith(SUFFIXES)):
+        raise ValueError(f"rejected_file {target} would be among the data that is read; put it elsewhere")
+
+
 @contextlib.contextmanager
 def _open_rejected_file(given: RejectedFile | None, on_bad_row: OnBadRow, source: Path) -> Iterator[TextIO | None]:
     if given is not None and on_bad_row != "skip":
@@ -223,9 +234,7 @@ def _open_rejected_file(given: RejectedFile | None, on_bad_row: OnBadRow, source
         yield given
         return
     target = Path(given)
-    is_source = target.resolve() == source.resolve()
-    if is_source or (target.resolve().parent == source.resolve() and target.name.endswith(SUFFIXES)):
-        raise ValueError(f"rejected_file {target} would be among the data that is read; put it elsewhere")
+    check_rejected_file(target, source)
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("w", encoding="utf-8") as file:
         yield file

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import datasets
 import numpy as np
@@ -30,13 +31,15 @@ from .model_calibration import CalibrationArguments, calibrate_saved, check_eval
 from .preparation import RECORD_NUMBER
 from .prm_trainer import PRMTrainer
 from .publishing import describe_training
-from .readers import load_step_dataset
+from .readers import check_rejected_file, load_step_dataset
 from .record_stream import stream_step_dataset
 from .splits import split_by_problem
 from .streaming import check_stream_options
 from .trl_names import COMMAND_LINE_NAMES
 
 logger = logging.getLogger(__name__)
+
+REJECTED_FILE = "rejected_rows.jsonl"
 
 # Options of a new PRM that are a part of what it has learned.
 FIXED_IN_A_PRM = ("head_type", "num_labels", "class_weights", "separator_token", "prompt_layout")
@@ -59,11 +62,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         if data_args.streaming:
             check_stream_options(args)
         checkpoint = find_checkpoint(args)
-        train_set, eval_sets = load_data(data_args, seed=args.seed)
+        with open_rejected_file(data_args, args) as rejected_file:
+            train_set, eval_sets = load_data(data_args, seed=args.seed, rejected_file=rejected_file)
         check_evaluation_set(calibration_args.calibration_set, eval_sets)
         set_seed(args.seed)
         model, processor = start_model(model_args)
-        check_labels_fit(model, data_args.data_format)
+        check_labels_fit(model, data_args)
         if adapter_args.lora_r is not None:
             model = add_adapters(model, adapter_args)
         if checkpoint is not None:
@@ -170,27 +174,46 @@ def _model_type(name: str | None, revision: str) -> str | None:
         return None
 
 
-def check_labels_fit(model: PRMForStepScoring, data_format: str) -> None:
+def check_labels_fit(model: PRMForStepScoring, options: DataArguments) -> None:
     """Check that labels are read as class indices for a model of several classes, and for no other.
 
     Raises:
         ValueError: they are not.
     """
     num_labels = model.config.num_labels
-    if num_labels > 1 and data_format != "classes":
+    given = ["--data-format classes"] if options.data_format == "classes" else []
+    given += ["--neutral class"] if options.neutral == "class" else []
+    if num_labels > 1 and not given:
         raise ValueError(
             f"the model has {num_labels} classes a step, and the labels are read as how correct a step is; give them "
-            "as class indices, with --data-format classes"
+            "as class indices, with --data-format classes, or --neutral class for ratings"
         )
-    if num_labels == 1 and data_format == "classes":
+    if num_labels == 1 and given:
         raise ValueError(
-            "--data-format classes is for models of several classes, and this one has one logit a step; give "
-            "--num-labels and --class-weights too, or leave it out"
+            f"{given[0]} is for models of several classes, and this one has one logit a step; give --num-labels and "
+            "--class-weights too, or leave it out"
         )
+
+
+@contextlib.contextmanager
+def open_rejected_file(options: DataArguments, args: PRMTrainingArguments) -> Iterator[TextIO | None]:
+    """The file for rows that are left out, of all sources; None for other processes and where there is none."""
+    if options.on_bad_row != "skip" or options.streaming or args.process_index != 0:
+        yield None
+        return
+    path = Path(options.rejected_file or Path(args.output_dir) / REJECTED_FILE)
+    named = [data.partition("=")[2] for data in options.eval_data if "=" in data]
+    for source in [*options.train_data, *options.eval_data, *named]:
+        check_rejected_file(path, Path(source))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        yield file
+        if file.tell():
+            logger.warning("the rows that were left out are in %s", path)
 
 
 def load_data(
-    options: DataArguments, *, seed: int
+    options: DataArguments, *, seed: int, rejected_file: TextIO | None = None
 ) -> tuple[datasets.Dataset | datasets.IterableDataset, datasets.Dataset | dict[str, datasets.Dataset] | None]:
     """The training set, and the evaluation set or sets by name, if any."""
     if options.streaming:
@@ -200,9 +223,11 @@ def load_data(
             format=options.data_format,
             on_bad_row=options.on_bad_row,
             split=options.train_split if hub else None,
+            neutral=options.neutral,
+            paths=options.paths,
         )
     else:
-        train_set = _load_all(options.train_data, options, split=options.train_split)
+        train_set = _load_all(options.train_data, options, split=options.train_split, rejected_file=rejected_file)
     if (options.eval_fraction or options.decontaminate_against) and RECORD_NUMBER not in train_set.column_names:
         # What is said about a record later has its number among all.
         train_set = train_set.add_column(RECORD_NUMBER, np.arange(len(train_set)))
@@ -224,17 +249,27 @@ def load_data(
     if "" in names or len(set(names)) < len(names):
         raise ValueError(f"give each evaluation set a name of its own, as in name=path; got the names {names}")
     if named:
-        return train_set, {name: _load_all([path], options, split=options.eval_split) for name, _, path in named}
-    return train_set, _load_all(plain, options, split=options.eval_split) if plain else None
+        return train_set, {
+            name: _load_all([path], options, split=options.eval_split, rejected_file=rejected_file)
+            for name, _, path in named
+        }
+    if not plain:
+        return train_set, None
+    return train_set, _load_all(plain, options, split=options.eval_split, rejected_file=rejected_file)
 
 
-def _load_all(sources: Sequence[str], options: DataArguments, *, split: str) -> datasets.Dataset:
+def _load_all(
+    sources: Sequence[str], options: DataArguments, *, split: str, rejected_file: TextIO | None = None
+) -> datasets.Dataset:
     parts = [
         load_step_dataset(
             source,
             format=options.data_format,
             on_bad_row=options.on_bad_row,
+            rejected_file=rejected_file,
             split=split if is_hub_id(source) else None,
+            neutral=options.neutral,
+            paths=options.paths,
         )
         for source in sources
     ]
