@@ -17,6 +17,7 @@ import datasets
 import torch
 from transformers import set_seed
 
+from hub_card.card import CARD_DATA_FILE
 from hub_card.clean_process import score_in_clean_process
 from modeling_prm import PRMForStepScoring, PRMProcessor
 from modeling_prm.pictures import plot_ranked_solutions
@@ -27,6 +28,7 @@ from .command_line import set_up_logging
 from .demo_backbone import build_demo_backbone
 from .demo_data import example_solutions, generate_arithmetic
 from .prm_trainer import PRMTrainer
+from .publishing import describe_training
 
 TRAIN_PROBLEMS = 57_600
 EVAL_PROBLEMS = 1_000
@@ -53,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
     folder = Path(options.output_dir) / "model"
     trainer.save_model(str(folder))
+    # What `python -m hub_card --model ...` puts into the model card.
+    (folder / CARD_DATA_FILE).write_text(describe_training(trainer).to_json(), encoding="utf-8")
     problem, solutions = example_solutions()
     steps = [solution["steps"] for solution in solutions.values()]
     step_probs = score_reloaded(trainer, folder, problem, steps)
