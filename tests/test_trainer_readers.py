@@ -4,12 +4,14 @@ import csv
 import gzip
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 import pytest
 
 from modeling_prm.step_loss import IGNORED_LABEL
@@ -30,6 +32,42 @@ PRMBENCH = {
     "idx": "p_0",
     "question": "1 + 1 + 1?",
     "classification": "circular",
+}
+
+TAGGED = "1 + 1? Step 1: 1 + 1 = 2. ки\nStep 2: So 3. ки"
+NODE = {"text": "1 + 1?", "mc_value": 0.5, "children": [{"text": "So 3.", "mc_value": 0.25, "children": []}]}
+ROWS: dict[str, dict[str, Any]] = {
+    "plain": PLAIN,
+    "trl": TRL,
+    "prmbench": PRMBENCH,
+    "prm800k": {
+        "question": {"problem": "1 + 1?", "ground_truth_answer": "2"},
+        "label": {
+            "steps": [
+                {
+                    "completions": [{"text": "It is 2.", "rating": 1, "flagged": False}],
+                    "human_completion": None,
+                    "chosen_completion": 0,
+                }
+            ],
+            "finish_reason": "solution",
+        },
+    },
+    "processbench": {"id": "a", "problem": "1 + 1?", "steps": ["1 + 1 = 2.", "So 3."], "label": 1},
+    "bigbench_mistake": {"input": "1 + 1?", "steps": ["1 + 1 = 2.", "So 3."], "target": "2", "mistake_index": None},
+    "mr_gsm8k": {
+        "question": "1 + 1?",
+        "model_output_steps": ["1 + 1 = 2.", "So 3."],
+        "model_output_solution_first_error_step": "2",
+    },
+    "math_shepherd": {"input": TAGGED, "label": TAGGED.replace("ки", "+"), "task": "GSM8K"},
+    "openrlhf": {"input": TAGGED, "value": ["+", "-"]},
+    "er_prm": {"text": TAGGED, "value": [0.75, 0.25]},
+    "rlhflow": {
+        "conversations": [{"role": "user", "content": "1 + 1? Step 1: 2."}, {"role": "assistant", "content": "+"}]
+    },
+    "math_aps": {"question": "1 + 1?", "reasoning_steps": [{"solution_prefix": "So 3.", "mc_value": 0.25}]},
+    "math_aps_tree": NODE,
 }
 
 
@@ -73,7 +111,7 @@ def write_csv(path: Path, row: dict[str, Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("row", [PLAIN, TRL, PRMBENCH], ids=["plain", "trl", "prmbench"])
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_every_file_type_gives_the_same_records(tmp_path: Path, row: dict[str, Any]) -> None:
     text = json.dumps(row)
     (tmp_path / "a.jsonl").write_text(f"\ufeff{text}\r\n\n", encoding="utf-8")
@@ -82,6 +120,11 @@ def test_every_file_type_gives_the_same_records(tmp_path: Path, row: dict[str, A
     (tmp_path / "c.json").write_text(f"[{text}]", encoding="utf-8")
     write_csv(tmp_path / "d.csv", row)
     datasets.Dataset.from_list([row]).to_parquet(tmp_path / "e [1].parquet")
+    for name in ("a.jsonl", "c.json", "d.csv"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+        with pyarrow.output_stream(str(tmp_path / f"{name}.zst"), compression="zstd") as stream:
+            stream.write(content)
 
     reports = []
     for path in sorted(tmp_path.iterdir()):
@@ -90,7 +133,13 @@ def test_every_file_type_gives_the_same_records(tmp_path: Path, row: dict[str, A
         reports.append(report)
     assert {(report.format, report.num_rows) for report in reports} == {(reports[0].format, 1)}
     # A CSV row is counted by the line it ends on, after the header.
-    assert [report.record_sources[0][1] for report in reports] == [1, 1, 1, 2, 1]
+    last = 2 + sum(value.count("\n") for value in row.values() if isinstance(value, str))
+    assert [report.record_sources[0][1] for report in reports] == [1, 1, 1, 1, 1, 1, 1, last, last, last, 1]
+    streamed = list(load_step_dataset(tmp_path, streaming=True))
+    assert len(streamed) == len(reports) * len(records) or READERS[reports[0].format].drop_duplicates
+    assert {(entry["problem"], *entry["steps"]) for entry in streamed} == {
+        (record.problem, *record.steps) for record in records
+    }
 
 
 def test_csv_text_that_looks_like_json_stays_text(tmp_path: Path) -> None:
@@ -193,6 +242,20 @@ def test_auto_refuses_ambiguous_columns_and_a_name_settles_it(tmp_path: Path) ->
         read_step_records(path)
     assert read_step_records(path, format="plain")[0][0].problem == "other"
     assert read_step_records(path, format="trl")[0][0].problem == "1 + 1?"
+
+
+def test_auto_finds_every_format(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert {*ROWS, "classes"} == set(READERS)
+    for name, row in ROWS.items():
+        with caplog.at_level(logging.INFO):
+            load_step_dataset(write_jsonl(tmp_path / f"{name}.jsonl", [row]))
+        assert f"read as format {name!r}, found by its columns" in caplog.text
+
+
+def test_auto_names_all_candidates(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [ROWS["openrlhf"] | ROWS["math_shepherd"] | ROWS["er_prm"]])
+    with pytest.raises(ValueError, match="pass format='math_shepherd' or 'openrlhf' or 'er_prm'"):
+        read_step_records(path)
 
 
 def test_auto_lists_what_it_got_and_what_each_format_needs(tmp_path: Path) -> None:
@@ -351,3 +414,97 @@ def test_prmbench_drops_duplicates_over_all_files_and_counts_contradictions(tmp_
 def test_other_formats_keep_repeated_records(tmp_path: Path) -> None:
     records, report = read_step_records(write_jsonl(tmp_path / "a.jsonl", [PLAIN, PLAIN]))
     assert (len(records), report.num_duplicates) == (2, 0)
+
+
+# --- what a 0 means ----------------------------------------------------------------------------------
+
+
+def rows_of(*labels: list[Any]) -> list[dict[str, Any]]:
+    return [{"problem": "p", "steps": [f"step {i}" for i in range(len(given))], "labels": given} for given in labels]
+
+
+@pytest.mark.parametrize("labels", [([1, 0], [1, 1], [1, -1]), ([1, -1], [1, 1], [1, 0])])
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_two_codes_are_refused_and_both_lines_named(
+    tmp_path: Path, labels: tuple[list[int], ...], on_bad_row: Any, streaming: bool
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", rows_of(*labels))
+    with pytest.raises(ValueError, match=r"a\.jsonl:3: labels are of two codes: .*a\.jsonl:1 in "):
+        list(load_step_dataset(path, on_bad_row=on_bad_row, streaming=streaming))
+
+
+def test_codes_are_compared_over_the_files_of_a_folder(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", rows_of([1, 0]))
+    write_jsonl(tmp_path / "b.jsonl", rows_of([-1]))
+    with pytest.raises(ValueError, match=r"b\.jsonl:1: labels are of two codes: .*a\.jsonl:1 in 0/1"):
+        read_step_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("neutral", "expected"),
+    [
+        ("correct", [(1.0, 1.0), (1.0, 0.0), (0.0, -100.0)]),
+        ("incorrect", [(1.0, 0.0), (1.0, 0.0), (0.0, -100.0)]),
+        ("ignored", [(1.0, -100.0), (1.0, 0.0), (0.0, -100.0)]),
+        ("class", [(0.0, 1.0), (0.0, 2.0), (2.0, -100.0)]),
+    ],
+)
+def test_neutral_says_what_a_zero_is_in_every_row(tmp_path: Path, neutral: Any, expected: list[Any]) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", rows_of([1, 0], [True, False], [-1, None]))
+    assert [record.labels for record in read_step_records(path, neutral=neutral)[0]] == expected
+
+
+def test_neutral_is_refused_where_it_would_be_wrong(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", rows_of([1, 1], [1, 0]))
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: labels hold a 0, and no row of .*a\.jsonl a -1"):
+        read_step_records(path, neutral="ignored")
+    write_jsonl(path, rows_of([1, 0.5]))
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: labels must be \+1, 0 or -1 where neutral= is given: got 0.5"):
+        read_step_records(path, neutral="ignored")
+    write_jsonl(path, [TRL])
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match="the format 'trl' has no neutral label"):
+            load_step_dataset(path, neutral="class", streaming=streaming)
+    assert read_step_records(path, neutral="ignored")[0][0].labels == (1.0, 0.0)
+
+
+# --- damaged files -----------------------------------------------------------------------------------
+
+
+def test_enormous_strings_are_bad_rows(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [PLAIN, PLAIN | {"problem": "x" * 1_000_001}, PLAIN])
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl:2: problem must not be longer than 1000000 characters: got 1000001"
+    ):
+        read_step_records(path)
+    _, report = read_step_records(path, on_bad_row="skip")
+    assert report.rejected == {"problem must not be longer than 1000000 characters": 1}
+    # Longer than the limit that the csv module has by itself.
+    csv_path = write_csv(tmp_path / "b.csv", PLAIN | {"problem": "x" * 200_000})
+    assert len(read_step_records(csv_path)[0][0].problem) == 200_000
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.json.gz", "a.csv.zst", "a.parquet"])
+@pytest.mark.parametrize("content", [b"no such file", b""], ids=["other", "empty"])
+def test_files_that_are_not_what_their_name_says(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(name)):
+        read_step_records(tmp_path / name)
+
+
+def test_a_compressed_file_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(PLAIN | {"problem": str(i)}) for i in range(99)).encode())[:-40])
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz cannot be read as what its name says: Compressed file ended"):
+        read_step_records(path)
+
+
+def test_rejected_rows_go_into_an_open_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"".join(BAD_LINES))
+    with (tmp_path / "rejected.log").open("w") as file:
+        for _ in range(2):
+            read_step_records(path, on_bad_row="skip", rejected_file=file)
+    numbers = [json.loads(line)["number"] for line in (tmp_path / "rejected.log").read_text().splitlines()]
+    assert numbers == [1, 4, 5, 6, 7, 8] * 2
