@@ -21,7 +21,10 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     torch.set_num_threads(job["threads"])
     transformers.set_seed(job["seed"])
-    model, processor = PRMForStepScoring.from_backbone(job["backbone"], head_dropout=0.0)
+    # TRL writes neither "Problem:" nor the numbers of steps: with the same layout both read as many tokens.
+    same = {"problem_template": "{problem}", "step_template": "{step}", "step_joiner": ""}
+    layout = same if job["layout"] == "trl" else {}
+    model, processor = PRMForStepScoring.from_backbone(job["backbone"], head_dropout=0.0, **layout)
     meter = Meter()
     with tempfile.TemporaryDirectory() as folder:
         trainer = PRMTrainer(

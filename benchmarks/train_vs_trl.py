@@ -66,6 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--ours", nargs="+", choices=tuple(OURS), default=["grouped"])
+    parser.add_argument("--layout", choices=("trl", "default"), default="trl", help="of ours: as TRL's, or our default")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
@@ -90,6 +91,7 @@ def make_job(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "device": options.device,
         "threads": options.threads,
         "seed": options.seed,
+        "layout": options.layout,
     }
 
 
@@ -142,7 +144,7 @@ def run(name: str, job: dict[str, Any], options: argparse.Namespace) -> dict[str
 
 
 def describe(options: argparse.Namespace, tokens: int) -> dict[str, Any]:
-    names = ("backbone", "data", "dtype", "records", "batch_size", "repetitions", "device", "threads", "seed")
+    names = ("backbone", "data", "dtype", "records", "batch_size", "repetitions", "device", "threads", "seed", "layout")
     return {**{name: getattr(options, name) for name in names}, "tokens": tokens}
 
 
