@@ -22,6 +22,7 @@ class Meter(TrainerCallback):
         self.started = self.ended = 0.0
         self.steps = 0
         self.losses: list[float] = []
+        self.peak_memory_mib = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         if not self.started:
@@ -30,6 +31,12 @@ class Meter(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self.ended = time.perf_counter()
         self.steps += 1
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        # Before anything is scored, which is no part of training.
+        self.peak_memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if torch.cuda.is_available():
+            self.peak_memory_mib = torch.cuda.max_memory_allocated() / 2**20
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **rest: Any) -> None:
         if logs and "loss" in logs:
@@ -85,10 +92,8 @@ def report(meter: Meter, *, loss: float, versions: dict[str, str]) -> None:
         "optimizer_steps": meter.steps,
         "last_training_loss": meter.losses[-1],
         "held_out_loss": loss,
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mib": meter.peak_memory_mib,
         "versions": versions,
     }
-    if torch.cuda.is_available():
-        result["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
     sys.stdout.flush()
     print(json.dumps(result))
