@@ -13,15 +13,12 @@ high as their text.
 
 from __future__ import annotations
 
-import importlib
-import re
-import unicodedata
 from collections.abc import Iterable, Sequence
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers.utils import logging
 
+from .picture_text import FONT_SIZE, Letters, import_matplotlib
 from .reports import (
     BAND_COLORS,
     BAND_NAMES,
@@ -29,11 +26,9 @@ from .reports import (
     check_bands,
     check_prob,
     describe,
-    import_optional,
     ranked_scores,
     score_band,
     steps_and_probs,
-    visible_text,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +40,6 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 # Inches, but for the font size, which is in points.
-_FONT_SIZE = 9.0
 _LINE_HEIGHT = 0.165
 _PADDING = 0.1
 _GAP = 0.08
@@ -54,29 +48,12 @@ _MARGIN = 0.15
 
 # In points.
 _EDGE = 4.0
-_USUAL_DPI = (72, 100, 150, 200)
 # A column this wide has room for its number.
 _NUMBER_WIDTH = 0.42
 
 _STEP_SCALE = "probability that the step is correct"
 _SOFT_INK = "#5a6270"
 _GRID = "#d9dde3"
-_MISSING = "\N{WHITE SQUARE}"
-# matplotlib's own font, which comes first, has no Chinese, Japanese or Korean.
-_MORE_FONTS = (
-    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK TC", "Noto Sans CJK KR", "Noto Sans CJK HK"),
-    *("Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback"),
-    *("PingFang SC", "Hiragino Sans", "Hiragino Sans GB", "Apple SD Gothic Neo", "Heiti TC", "Arial Unicode MS"),
-    *("Microsoft YaHei", "Yu Gothic", "MS Gothic", "Malgun Gothic", "SimHei", "Noto Sans", "Noto Emoji"),
-)
-_NO_FONT = (
-    f"No installed font has some of the characters in these steps; each is drawn as {_MISSING}. For Chinese, Japanese "
-    "and Korean install Noto Sans CJK or WenQuanYi Zen Hei, then delete the folder matplotlib.get_cachedir(), where "
-    "matplotlib keeps its list of fonts."
-)
-# Where a line may end: after space, and on both sides of a Chinese, Japanese or Korean character, but not before
-# closing punctuation.
-_UNITS = re.compile(r"\s+|[^\s\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]+|.[、。，．：；！？）」』】〕》]*")
 
 
 def plot_step_scores(
@@ -115,14 +92,14 @@ def plot_step_scores(
         TypeError: If `score` is neither, or `steps` are missing or there twice.
         ValueError: If the steps are not as many as the probabilities or none, or a number is out of bounds.
     """
-    figure_class = _import("figure").Figure
+    figure_class = import_matplotlib("figure").Figure
     check_bands(good, fair)
     texts, probs, solution = steps_and_probs(score, steps)
     if line is None:
         line = 0.5 if solution is None else solution.threshold
     _check_sizes(line, width, max_lines)
     first_error = -1 if solution is None or solution.first_error is None else solution.first_error
-    letters = _Letters()
+    letters = Letters()
 
     left, right = 0.75, 0.7 if first_error < 0 else 1.4
     inside = width - left - right
@@ -175,12 +152,12 @@ def plot_ranked_solutions(
         ValueError: If there is none, one does not hold together, they are not of one problem, one
             aggregation and one threshold, or a number is out of bounds.
     """
-    figure_class = _import("figure").Figure
+    figure_class = import_matplotlib("figure").Figure
     check_bands(good, fair)
     listed = ranked_scores(scores)
     line = listed[0].threshold if line is None else line
     _check_sizes(line, width, max_lines=1)
-    letters = _Letters()
+    letters = Letters()
 
     left, between, row = 1.25, 0.85, 0.55
     inside = 0.45 * (width - left - between - _MARGIN)
@@ -224,7 +201,7 @@ def _stack(heights: Sequence[float]) -> tuple[list[float], float]:
     return centres, max(edge - _GAP / 2, _LINE_HEIGHT)
 
 
-def _heading(letters: _Letters, title: str | None, solution: SolutionScore | None, width: float) -> list[str]:
+def _heading(letters: Letters, title: str | None, solution: SolutionScore | None, width: float) -> list[str]:
     """The lines over a picture: the title, else the problem; and what is to say on the whole solution."""
     room = width - 2 * _MARGIN
     title = solution.problem if title is None and solution is not None else title
@@ -236,7 +213,7 @@ def _heading(letters: _Letters, title: str | None, solution: SolutionScore | Non
 
 
 def _new_figure(
-    figure_class: type[Figure], letters: _Letters, heading: list[str], width: float, height: float
+    figure_class: type[Figure], letters: Letters, heading: list[str], width: float, height: float
 ) -> tuple[Figure, float]:
     """A figure with its heading and room for axes of this height; and how far down, in inches, the room starts."""
     top = 2 * _MARGIN + _LINE_HEIGHT * len(heading)
@@ -255,13 +232,13 @@ def _add_axes(figure: Figure, left: float, top: float, width: float, height: flo
     axes.set_ylim(height, 0.0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_SOFT_INK)
-    axes.tick_params(colors=_SOFT_INK, labelsize=_FONT_SIZE)
+    axes.tick_params(colors=_SOFT_INK, labelsize=FONT_SIZE)
     axes.tick_params(axis="y", length=0)
     return axes
 
 
 def _set_scale(
-    axes: Axes, letters: _Letters, centres: list[float], labels: list[str], line: float | None, name: str
+    axes: Axes, letters: Letters, centres: list[float], labels: list[str], line: float | None, name: str
 ) -> None:
     axes.set_xlim(0.0, 1.0)
     axes.set_yticks(centres, labels, color=INK, **letters.style())
@@ -272,7 +249,7 @@ def _set_scale(
 
 
 def _write_row(
-    axes: Axes, letters: _Letters, width: float, y: float, lines: list[str], number: str, *, bold: bool
+    axes: Axes, letters: Letters, width: float, y: float, lines: list[str], number: str, *, bold: bool
 ) -> None:
     """Write text inside axes of this width in inches, and a number to the right of them."""
     style = {"va": "center", "color": INK, **letters.style()}
@@ -301,7 +278,7 @@ def _draw_bars(
 
 def _draw_columns(
     axes: Axes,
-    letters: _Letters,
+    letters: Letters,
     scores: list[SolutionScore],
     width: float,
     row: float,
@@ -314,7 +291,7 @@ def _draw_columns(
     axes.set_xlim(0.5, longest + 0.5)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(_import("ticker").MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(import_matplotlib("ticker").MaxNLocator(integer=True))
     axes.set_xlabel("step; outlined: first error", color=_SOFT_INK, **letters.style())
     full = 0.8 * row
     for i, score in enumerate(scores):
@@ -336,8 +313,8 @@ def _draw_columns(
                 axes.text(x, base - 0.13, f"{prob:.2f}", va="center", ha="center", color=INK, **letters.style())
 
 
-def _add_legend(figure: Figure, letters: _Letters, good: float, fair: float) -> None:
-    patch = _import("patches").Patch
+def _add_legend(figure: Figure, letters: Letters, good: float, fair: float) -> None:
+    patch = import_matplotlib("patches").Patch
     bounds = {"good": f"above {good:g}", "fair": f"above {fair:g}", "poor": f"up to {fair:g}"}
     handles = [patch(color=color, label=f"{BAND_NAMES[band]}: {bounds[band]}") for band, color in BAND_COLORS.items()]
     place = (_MARGIN / figure.get_size_inches()[0], 0.5 * _MARGIN / figure.get_size_inches()[1])
@@ -347,100 +324,3 @@ def _add_legend(figure: Figure, letters: _Letters, good: float, fair: float) -> 
     legend.set(frame_on=False)
     for text in legend.get_texts():
         text.set(color=INK, **letters.style())
-
-
-class _Letters:
-    """Measures and breaks text in the fonts that draw it: matplotlib's own, then others that the text needs."""
-
-    def __init__(self) -> None:
-        self._manager = _import("font_manager")
-        self._hinting = _import("backends.backend_agg").get_hinting_flag()
-        settings = importlib.import_module("matplotlib").rcParams
-        # Before its release 3.11 matplotlib hints letters that it has stretched by this factor.
-        self._stretch = settings["text.hinting_factor"] or 1
-        self._families = list(settings["font.family"])
-        self._fonts = [self._font(name) for name in self._families]
-        installed = set(self._manager.fontManager.get_font_names())
-        self._further = [name for name in _MORE_FONTS if name in installed]
-        self._widths: dict[str, float | None] = {}
-
-    def style(self) -> dict[str, Any]:
-        """What text is drawn with once it is wrapped: LaTeX is not interpreted, which fails where it is broken."""
-        return {"family": list(self._families), "size": _FONT_SIZE, "parse_math": False, "usetex": False}
-
-    def wrap(self, text: str, width: float, max_lines: int) -> list[str]:
-        """Break text into at most so many lines of this width in inches; an ellipsis ends what is left out."""
-        room = 72.0 * width
-        lines, used = [""], 0.0
-        for unit in _UNITS.findall(self._drawable(text)):
-            size = self._measure(unit)
-            pieces = [unit] if size <= room else list(unit)
-            for piece in pieces:
-                size = self._measure(piece)
-                if used + size > room:
-                    lines.append("")
-                    used = 0.0
-                if used or not piece.isspace():
-                    lines[-1] += piece
-                    used += size
-            if len(lines) > max_lines:
-                return [line.rstrip() for line in lines[: max_lines - 1]] + [self._cut(lines[max_lines - 1], room)]
-        return [line.rstrip() for line in lines if line.strip()] or [""]
-
-    def _cut(self, line: str, room: float) -> str:
-        while line and self._measure(line + "…") > room:
-            line = line[:-1]
-        return line.rstrip() + "…"
-
-    def _measure(self, text: str) -> float:
-        """The width in points, without kerning."""
-        return sum(self._width(character) or 0.0 for character in text)
-
-    def _width(self, character: str) -> float | None:
-        """A character's width in points, None where no font has it."""
-        if character not in self._widths:
-            font = self._font_with(ord(character))
-            self._widths[character] = None if font is None else self._advance(font, character)
-        return self._widths[character]
-
-    def _advance(self, font: Any, character: str) -> float:
-        """Advances are rounded to pixels, so text is wider at some resolutions; the widest of the usual ones counts."""
-        widths = []
-        for dpi in _USUAL_DPI:
-            # Fonts are shared with the renderer, which sets the size that it needs before it draws.
-            font.set_size(_FONT_SIZE, dpi)
-            advance = font.load_char(ord(character), flags=self._hinting).horiAdvance / 64 / self._stretch
-            widths.append(advance * 72 / dpi)
-        return max(widths)
-
-    def _font_with(self, code: int) -> Any:
-        """The first font that has a character, None where none has; a further font is taken when it is needed."""
-        for font in self._fonts:
-            if font.get_char_index(code):
-                return font
-        for name in self._further:
-            font = self._font(name)
-            if font.get_char_index(code):
-                self._families.append(name)
-                self._fonts.append(font)
-                return font
-        return None
-
-    def _font(self, name: str) -> Any:
-        return self._manager.get_font(self._manager.findfont(self._manager.FontProperties(family=[name])))
-
-    def _drawable(self, text: str) -> str:
-        """The text on one line, with a square for each character that no font has, which is said once."""
-        one_line = " ".join(visible_text(text).split())
-        shown = []
-        for character in one_line:
-            if self._width(character) is not None:
-                shown.append(character)
-            elif unicodedata.category(character) not in ("Cf", "Mn"):
-                shown.append(_MISSING)
-                logger.warning_once(_NO_FONT)
-        return "".join(shown)
-
-
-def _import(module: str) -> ModuleType:
-    return import_optional(f"matplotlib.{module}", "a picture", "matplotlib")

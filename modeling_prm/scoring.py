@@ -14,7 +14,7 @@ from .processing_prm import EncodedSolution, check_solution
 from .solution_score import SolutionScore
 from .step_splitting import check_step_style, split_steps
 
-# Padded tokens in one forward pass. A CPU gains nothing from more, a GPU wants enough to be busy.
+# Padded tokens in one forward pass: enough to share the weights' reading, little enough to fit. Not tuned.
 MAX_TOKENS_ON_CPU = 2_048
 MAX_TOKENS = 16_384
 # Work that lasts longer gets a progress bar.
@@ -230,8 +230,7 @@ class PRMVerifier:
         output = self.model(**{name: tensor.to(device) for name, tensor in batch.items()})
         is_finite = output.logits.isfinite().reshape(len(items), -1).all(dim=1, keepdim=True)
         step_probs = output.step_probs.masked_fill(~is_finite, float("nan"))
-        # Several classes that count as right can sum to 1 and an ulp.
-        return step_probs.to("cpu", torch.float64).clamp(max=1.0), batch["step_positions"] >= 0
+        return step_probs.to("cpu", torch.float64), batch["step_positions"] >= 0
 
     def _read(
         self,

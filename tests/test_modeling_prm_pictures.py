@@ -25,7 +25,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from modeling_prm import SolutionScore, pictures
+from modeling_prm import SolutionScore, picture_text
 from modeling_prm.pictures import plot_ranked_solutions, plot_step_scores
 
 GREEN, ORANGE, RED = "#35b597", "#fbb040", "#e5646e"
@@ -206,8 +206,8 @@ def test_characters_without_a_font_are_squares_and_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     only_the_own_font(monkeypatch)
-    pictures.logger.warning_once.cache_clear()  # type: ignore[attr-defined]
-    with warnings.catch_warnings(), caplog.at_level("WARNING", logger=pictures.logger.name):
+    picture_text.logger.warning_once.cache_clear()  # type: ignore[attr-defined]
+    with warnings.catch_warnings(), caplog.at_level("WARNING", logger=picture_text.logger.name):
         warnings.simplefilter("error")
         for _ in range(2):
             figure = plot_step_scores([0.9, 0.8], ["面积 = 12", "高"])
@@ -219,7 +219,7 @@ def test_characters_without_a_font_are_squares_and_said_once(
 
 def test_chinese_is_drawn_and_broken_between_its_characters() -> None:
     installed = set(font_manager.fontManager.get_font_names())
-    if not installed & {name for name in pictures._MORE_FONTS if "CJK" in name or "WenQuanYi" in name}:
+    if not installed & {name for name in picture_text._MORE_FONTS if "CJK" in name or "WenQuanYi" in name}:
         pytest.skip("needs a font with Chinese characters, such as Noto Sans CJK")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -363,7 +363,7 @@ def test_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> 
 def test_pictures_and_reports_are_not_shipped_with_a_checkpoint(prm_folder: Callable[[str], Path]) -> None:
     names = {path.name for path in prm_folder("llama").iterdir()}
     assert "modeling_prm.py" in names
-    assert not names & {"pictures.py", "reports.py", "step_report.html"}
+    assert not names & {"picture_text.py", "pictures.py", "reports.py", "step_report.html"}
 
 
 def test_pictures_of_the_documentation_are_drawn_from_a_saved_model(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from small_training import LABELS, make_dataset, make_trainer
 
 from hub_card.card import CardData
@@ -67,7 +68,12 @@ def test_names_with_the_signs_of_formulas_are_drawn_as_they_are() -> None:
     history = [{"eval_$\\bad$_loss": 0.5, "eval_$\\bad$_ece": 0.5, "step": 1}]
     table = ReliabilityTable(counts=(1,), mean_probs=(0.5,), mean_labels=(1.0,))
     for figure in (plot_learning_curves(history, title="$\\x$"), plot({"$\\bad$": table}, title="$\\x$")):
-        figure.savefig(io.BytesIO())
+        picture = io.BytesIO()
+        figure.savefig(picture)  # raises where a name is read as a formula, which these are not
+        assert picture.getvalue().startswith(b"\x89PNG")
+        drawn = [text.get_text() for text in figure.findobj(Text)]
+        assert any("$\\x$" in text for text in drawn)
+        assert any("$\\bad$" in text for text in drawn)
 
 
 def test_evaluation_sets_are_found_by_their_losses() -> None:

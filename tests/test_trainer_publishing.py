@@ -52,8 +52,19 @@ def test_hyperparameters_are_those_of_the_run(prm_folder: Folder, tmp_path: Path
         "training_steps_labelled": sum(label != -100.0 for row in LABELS for label in row),
     }
     assert {name: found[name] for name in expected} == expected
+    # The helper keeps soft labels; every other option of loss and labels is at its default.
+    assert found["soft_labels"] == "keep"
+    assert not found.keys() & {"ranking", "pos_weight", "normalization", "after_first_error", "num_labels"}
     assert found["epochs"] == pytest.approx(2 / 2)  # 8 records in batches of 6 are two optimizer steps
     json.dumps(found)
+
+
+def test_hyperparameters_name_the_options_of_the_loss(prm_folder: Folder, tmp_path: Path) -> None:
+    options = {"ranking_loss": "pqm", "pos_weight": 2.0, "loss_normalization": "solution", "after_first_error": "mask"}
+    trainer, _ = make_trainer(prm_folder("llama"), tmp_path, **options)
+    found = hyperparameters(trainer)
+    names = ("ranking", "pos_weight", "normalization", "after_first_error")
+    assert [found[name] for name in names] == ["pqm", 2.0, "solution", "mask"]
 
 
 def test_what_the_author_says_stays(prm_folder: Folder, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from modeling_prm import PRMForStepScoring, PRMProcessor
 
 from .adapters import describe_adapters
 from .data_files import is_hub_id
+from .labels import LabelRules
+from .losses import StepLoss
 from .step_index import PREFIX as INDEX_ONLY
 
 # What an evaluation reports about itself and not about the model.
@@ -37,7 +39,7 @@ def describe_training(trainer: Any) -> CardData:
 
 
 def hyperparameters(trainer: Any) -> dict[str, str | int | float | bool]:
-    """The options that the training depended on, by the names of `PRMTrainingArguments`."""
+    """The options that the training depended on; those of loss and labels where they are not at their defaults."""
     args = trainer.args
     names = ("learning_rate", "head_learning_rate", "freeze_backbone", "weight_decay", "warmup_steps", "max_grad_norm")
     values: dict[str, Any] = {name: getattr(args, name) for name in names}
@@ -48,11 +50,20 @@ def hyperparameters(trainer: Any) -> dict[str, str | int | float | bool]:
     values["epochs"] = round(trainer.state.epoch or 0.0, 2)
     values["precision"] = "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32"
     values["seed"] = args.seed
+    values |= _changed(trainer.step_loss, StepLoss()) | _changed(args.label_rules(), LabelRules())
     values |= describe_adapters(trainer.model)
     if "train" in trainer.reports:
         report = trainer.reports["train"]
         values["training_records"], values["training_steps_labelled"] = report.kept_records, report.labelled_steps
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _changed(options: Any, defaults: Any) -> dict[str, Any]:
+    """The options of the loss, or of the labels, that are not at their defaults; a function by its name."""
+    found = {name: value for name, value in vars(options).items() if value != vars(defaults)[name]}
+    return {
+        name: getattr(value, "__name__", "a function") if callable(value) else value for name, value in found.items()
+    }
 
 
 def publish_folder(trainer: Any, folder: str, **options: Any) -> Publication:
