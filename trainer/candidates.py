@@ -140,8 +140,17 @@ def _read_problem(row: Any, place: str) -> Problem:
     return Problem(place=place, problem=row["problem"], answer=reference, candidates=candidates)
 
 
-def _read_candidate(value: Any, name: str) -> Candidate:
-    fields = value if isinstance(value, dict) else {"text" if isinstance(value, str) else "steps": value}
+def read_solution(value: Any, name: str) -> str | list[str]:
+    """The text or the steps of an entry of `solutions`: itself, or what its `"text"` or `"steps"` holds.
+
+    Args:
+        value: the entry.
+        name: what the messages call it.
+
+    Raises:
+        TypeError, ValueError: it is none of these.
+    """
+    fields = _as_fields(value)
     text, steps = fields.get("text"), fields.get("steps")
     if (text is None) == (steps is None):
         raise ValueError(f"{name} must be a text, a list of steps, or an object with either text or steps")
@@ -149,6 +158,16 @@ def _read_candidate(value: Any, name: str) -> Candidate:
         raise TypeError(f"{name}: text must be a string, got {type(text).__name__}")
     if steps is not None and not (isinstance(steps, list) and all(isinstance(step, str) for step in steps)):
         raise TypeError(f"{name}: steps must be a list of strings, got {steps!r:.80}")
+    return text if text is not None else list(steps or [])
+
+
+def _as_fields(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {"text" if isinstance(value, str) else "steps": value}
+
+
+def _read_candidate(value: Any, name: str) -> Candidate:
+    fields, solution = _as_fields(value), read_solution(value, name)
+    text, steps = (solution, None) if isinstance(solution, str) else (None, solution)
     answer = fields.get("answer")
     answer = extract_answer(text or "\n".join(steps or [])) if answer is None else _as_answer(answer, f"{name}: answer")
     error, step_probs = fields.get("error"), fields.get("step_probs")
@@ -161,7 +180,6 @@ def _read_candidate(value: Any, name: str) -> Candidate:
             aggregate(step_probs)
         except (TypeError, ValueError) as fault:
             raise ValueError(f"{name}: step_probs: {fault}") from fault
-    solution = text if text is not None else list(steps or [])
     return Candidate(solution=solution, answer=answer, step_probs=step_probs, error=error)
 
 
