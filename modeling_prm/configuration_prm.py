@@ -11,9 +11,9 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-# The layout of ids that `PRMProcessor` writes. It grows by one whenever old checkpoints would be read
-# otherwise, and every older version stays readable.
-LAYOUT_VERSION = 1
+# The newest layout of ids that `PRMProcessor` writes. It grows by one whenever old checkpoints would be read
+# otherwise, or old code would misread new ones, and every older version stays readable.
+LAYOUT_VERSION = 2
 
 HEAD_TYPES = ("linear", "mlp")
 PROMPT_LAYOUTS = ("plain", "chat")
@@ -99,8 +99,11 @@ def check_options(options: dict[str, Any]) -> None:
         raise ValueError(f"temperature must be above 0 and finite, got {options['temperature']}")
     if not 0.0 <= options.get("error_threshold", 0.5) <= 1.0:
         raise ValueError(f"error_threshold must be in [0, 1], got {options['error_threshold']}")
-    if not options.get("separator_token", "x"):
-        raise ValueError("separator_token must not be empty; name a token such as '<|step_end|>'")
+    if not options.get("separator_token", "x") and options.get("separator_is_reserved", True):
+        raise ValueError(
+            "separator_token must not be empty where it is to be found in the ids; name a token such as "
+            "'<|step_end|>', or say separator_is_reserved=False where nothing stands between steps"
+        )
     for name, minimum in (("max_length", 1), ("separator_token_id", 0)):
         if options.get(name) is not None and options[name] < minimum:
             raise ValueError(f"{name} must be None or at least {minimum}, got {options[name]}")
@@ -148,11 +151,13 @@ class PRMConfig(PretrainedConfig):
             K classes it is the softmax weighted by `class_weights`.
         class_weights: K numbers in [0, 1], one a class: how much the class counts as correct. Needed
             for K classes, refused for one logit.
-        separator_token: the token that closes each step.
-        separator_token_id: its id; `PRMForStepScoring.from_backbone` fills it in.
+        separator_token: the token that closes each step. One that is not reserved may be a text of several
+            tokens, of which the last is read, or empty: then a step's own last token is.
+        separator_token_id: its id, of several the last one's, None where it is empty;
+            `PRMForStepScoring.from_backbone` fills it in.
         separator_is_reserved: whether the separator can come from nothing but the end of a step. Then
             the model finds the step positions in the ids by itself.
-        score_offset: 0 reads a step's score at its separator, -1 one position earlier.
+        score_offset: 0 reads a step's score at its separator's last token, -1 one position earlier.
         prompt_layout: `"plain"`, or `"chat"` where `problem_template` is a rendered chat template that
             holds the tokenizer's first token itself.
         problem_template: text around the problem, with `{problem}` once.
@@ -167,7 +172,9 @@ class PRMConfig(PretrainedConfig):
             the logits as they are.
         error_threshold: in [0, 1]; a step is called wrong where its probability is below this and no
             other threshold is named.
-        layout_version: version of the layout of ids.
+        layout_version: version of the layout of ids. In 1, that of PRMs made here, problem, steps and
+            separators are tokenized each alone; in 2, that of most PRMs of others, all that stands between two
+            special tokens is tokenized as one text.
 
     Unknown options are refused, as are values of the wrong type.
 
@@ -198,7 +205,7 @@ class PRMConfig(PretrainedConfig):
     ids_probe: str | None = None
     temperature: float = 1.0
     error_threshold: float = 0.5
-    layout_version: int = LAYOUT_VERSION
+    layout_version: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         known = {field.name for field in fields(type(self))} | _FOREIGN_OPTIONS

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from transformers import BatchEncoding, PreTrainedTokenizerBase, ProcessorMixin
 
 from .configuration_prm import LAYOUT_OPTIONS, PRMConfig, check_options
+from .joined_text import join_ids, joined_templates, write_pieces
 
 # Text with digits, code, spaces, line ends and several scripts. Its ids are saved with a processor, so
 # that a tokenizer which loads as another class, and then cuts text differently, is noticed.
@@ -34,7 +35,8 @@ class PRMProcessor(ProcessorMixin):
     The ids are `[BOS if the tokenizer adds one] + ids(problem_template)`, then for each step
     `ids(step_template) + [separator id] + ids(step_joiner)`, without the joiner after the last. Every
     piece is tokenized alone, so nothing merges a separator into a step, and in the text of problems and
-    steps special tokens and the separator are plain text.
+    steps special tokens and the separator are plain text. With `layout_version=2` the same texts are joined
+    first, and what stands between two special tokens is tokenized at once.
 
     Args:
         tokenizer: the backbone's tokenizer, with the separator in its vocabulary.
@@ -45,8 +47,8 @@ class PRMProcessor(ProcessorMixin):
             that loads.
 
     Raises:
-        ValueError: the separator is not one token of the vocabulary, or the tokenizer gives other ids
-            than the one that was saved.
+        ValueError: a reserved separator is not one token of the vocabulary, the tokenizer gives other ids
+            than the one that was saved, or it does not tell where its tokens are, which `layout_version=2` needs.
     """
 
     def __init__(
@@ -68,7 +70,8 @@ class PRMProcessor(ProcessorMixin):
         super().__init__(tokenizer)
         for name, value in options.items():
             setattr(self, name, value)
-        self.separator_token_id = separator_id(tokenizer, separator_token)
+        self.separator_ids = separator_ids(tokenizer, separator_token, is_reserved=separator_is_reserved)
+        self.separator_token_id = self.separator_ids[-1] if self.separator_ids else None
         self.ids_probe = self._probe()
         if ids_probe is not None and ids_probe != self.ids_probe:
             raise ValueError(
@@ -92,12 +95,15 @@ class PRMProcessor(ProcessorMixin):
                 f"problem_template or step_joiner holds the separator {self.separator_token!r}, which may only end "
                 "steps: change the template, or choose another separator"
             )
-        if found := _special_pattern(self.tokenizer).search(self.step_template):
+        self._before_step, self._after_step = self.step_template.split("{step}")
+        if self.layout_version == 2:
+            texts = (before, after, self._before_step, self._after_step, self.separator_token, self.step_joiner)
+            self._joined = joined_templates(self.tokenizer, _special_pattern(self.tokenizer), bos_ids, *texts)
+        elif found := _special_pattern(self.tokenizer).search(self.step_template):
             raise ValueError(
                 f"step_template holds the special token {found[0]!r}, which would be plain text there; put it into "
                 "problem_template or step_joiner"
             )
-        self._before_step, self._after_step = self.step_template.split("{step}")
         self._spelled = self._spell_specials()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -171,6 +177,18 @@ class PRMProcessor(ProcessorMixin):
             raise ValueError(f"truncation must be 'error' or 'drop', got {truncation!r}")
         if not problems:
             return []
+        alone = self.layout_version == 1
+        encoded = self._encode_alone(problems, solutions) if alone else self._encode_joined(problems, solutions)
+        for index, item in enumerate(encoded):
+            if truncation == "error" and len(item.step_positions) < item.num_steps:
+                raise ValueError(
+                    f"solution {index} keeps {len(item.step_positions)} of {item.num_steps} steps at "
+                    f"max_length={self.max_length}; raise max_length or pass truncation='drop'"
+                )
+        return encoded
+
+    def _encode_alone(self, problems: Sequence[str], solutions: Sequence[Sequence[str]]) -> list[EncodedSolution]:
+        """Ids of layout version 1, in which every piece is tokenized alone."""
         texts = [self._before_problem + problem + self._after_problem for problem in problems]
         for steps in solutions:
             texts += [
@@ -181,14 +199,22 @@ class PRMProcessor(ProcessorMixin):
         encoded, start = [], len(problems)
         for index, steps in enumerate(solutions):
             prompt_ids = self._head_ids + ids[index] + self._tail_ids
-            item = self._join(prompt_ids, ids[start : start + len(steps)])
+            encoded.append(self._join(prompt_ids, ids[start : start + len(steps)]))
             start += len(steps)
-            if truncation == "error" and len(item.step_positions) < len(steps):
-                raise ValueError(
-                    f"solution {index} keeps {len(item.step_positions)} of {len(steps)} steps at "
-                    f"max_length={self.max_length}; raise max_length or pass truncation='drop'"
-                )
-            encoded.append(item)
+        return encoded
+
+    def _encode_joined(self, problems: Sequence[str], solutions: Sequence[Sequence[str]]) -> list[EncodedSolution]:
+        """Ids of layout version 2, in which the texts are joined before they are tokenized."""
+        written = [write_pieces(self._joined, *pair) for pair in zip(problems, solutions, strict=True)]
+        texts = list(dict.fromkeys(piece for pieces, _ in written for piece in pieces if isinstance(piece, str)))
+        offsets: list[list[tuple[int, int]]] = []
+        tokenized = dict(zip(texts, zip(self._text_ids(texts, offsets), offsets, strict=True), strict=True))
+        encoded = []
+        for index, (pieces, ends) in enumerate(written):
+            ids, positions = join_ids(pieces, ends, tokenized, index)
+            kept = [position for position in positions if self.max_length is None or position < self.max_length]
+            ids = ids[: kept[-1] + 1 if kept else self.max_length]
+            encoded.append(EncodedSolution(ids, [position + self.score_offset for position in kept], len(ends)))
         return encoded
 
     def pad(
@@ -226,19 +252,26 @@ class PRMProcessor(ProcessorMixin):
     def _join(self, prompt_ids: list[int], steps_ids: Sequence[list[int]]) -> EncodedSolution:
         input_ids, positions = list(prompt_ids), []
         for index, step_ids in enumerate(steps_ids):
-            addition = (self._joiner_ids if index else []) + step_ids + [self.separator_token_id]
+            addition = (self._joiner_ids if index else []) + step_ids + self.separator_ids
             if self.max_length is not None and len(input_ids) + len(addition) > self.max_length:
                 break
             input_ids += addition
             positions.append(len(input_ids) - 1 + self.score_offset)
         return EncodedSolution(input_ids, positions, len(steps_ids))
 
-    def _text_ids(self, texts: list[str]) -> list[list[int]]:
-        """Ids of texts of users, in which special tokens are plain text."""
-        ids = self._ids_without_specials(texts)
+    def _text_ids(self, texts: list[str], offsets: list[list[tuple[int, int]]] | None = None) -> list[list[int]]:
+        """Ids of texts of users, in which special tokens are plain text.
+
+        The list `offsets` is filled with the first and last character of each token.
+        """
+        ids = self._ids_without_specials(texts, offsets)
         for row, text_ids in enumerate(ids):
             if not self._spelled.keys().isdisjoint(text_ids):
-                ids[row] = [piece for token_id in text_ids for piece in self._spelled.get(token_id, [token_id])]
+                spelled = [self._spelled.get(token_id, [token_id]) for token_id in text_ids]
+                ids[row] = [piece for pieces in spelled for piece in pieces]
+                if offsets is not None:
+                    pairs = zip(spelled, offsets[row], strict=True)
+                    offsets[row] = [offset for pieces, offset in pairs for _ in pieces]
         if self.separator_is_reserved:
             for text, text_ids in zip(texts, ids, strict=True):
                 if self.separator_token_id in text_ids:
@@ -248,16 +281,22 @@ class PRMProcessor(ProcessorMixin):
                     )
         return ids
 
-    def _ids_without_specials(self, texts: list[str]) -> list[list[int]]:
+    def _ids_without_specials(
+        self, texts: list[str], offsets: list[list[tuple[int, int]]] | None = None
+    ) -> list[list[int]]:
         """Ids of texts in which the tokenizer looks for no special token."""
-        ids: list[list[int]] = self.tokenizer(
+        encoding = self.tokenizer(
             texts,
             add_special_tokens=False,
             split_special_tokens=True,
             return_attention_mask=False,
             return_token_type_ids=False,
+            return_offsets_mapping=offsets is not None,
             verbose=False,
-        )["input_ids"]
+        )
+        ids: list[list[int]] = encoding["input_ids"]
+        if offsets is not None:
+            offsets += encoding["offset_mapping"]
         if (backend := getattr(self.tokenizer, "backend_tokenizer", None)) is not None:
             # The call above leaves its choice there.
             backend.encode_special_tokens = self.tokenizer.split_special_tokens
@@ -300,6 +339,23 @@ def separator_id(tokenizer: PreTrainedTokenizerBase, separator_token: str) -> in
             "PRMForStepScoring.from_backbone adds it to tokenizer and backbone together"
         )
     return int(ids[0])
+
+
+def separator_ids(tokenizer: PreTrainedTokenizerBase, separator_token: str, *, is_reserved: bool) -> list[int]:
+    """The ids of a separator that is written as it stands.
+
+    Raises:
+        ValueError: a reserved separator is not one token.
+    """
+    if not separator_token:
+        return []
+    try:
+        return [separator_id(tokenizer, separator_token)]
+    except ValueError:
+        ids = tokenizer(separator_token, add_special_tokens=False)["input_ids"]
+        if is_reserved or tokenizer.unk_token_id in ids:
+            raise
+        return list(ids)
 
 
 def _as_batch(problem: Any, steps: Any, step_delimiter: str | None) -> tuple[list[str], list[list[str]]]:

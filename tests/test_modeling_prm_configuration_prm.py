@@ -101,7 +101,7 @@ def test_wrong_types_are_type_errors(options: dict[str, Any], message: str) -> N
         ({"step_template": "Step {i}"}, r"step_template must hold \{step\} exactly once"),
         ({"step_template": "{step}{step}"}, r"step_template must hold \{step\} exactly once"),
         ({"layout_version": 0}, "layout_version 0 is not known here"),
-        ({"layout_version": 2}, "layout_version 2 is not known here, .*written by a newer release: upgrade"),
+        ({"layout_version": 3}, "layout_version 3 is not known here, .*written by a newer release: upgrade"),
         ({"num_labels": 0}, "num_labels must be an integer of at least 1, got 0"),
         ({"num_labels": 2.0}, "num_labels must be an integer of at least 1, got 2.0"),
         ({"num_labels": True}, "num_labels must be an integer of at least 1, got True"),

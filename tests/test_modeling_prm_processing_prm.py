@@ -278,7 +278,7 @@ def test_bad_arguments(arguments: tuple[Any, Any], options: dict[str, Any], erro
         ({"score_offset": 2}, ValueError, "score_offset must be one of 0, -1"),
         ({"step_template": "Step"}, ValueError, r"step_template must hold \{step\} exactly once"),
         ({"max_length": "9"}, TypeError, "max_length must be int or None"),
-        ({"layout_version": 2}, ValueError, "layout_version 2 is not known"),
+        ({"layout_version": 3}, ValueError, "layout_version 3 is not known"),
     ],
 )
 def test_bad_options(options: dict[str, Any], error: type, message: str) -> None:

@@ -1,0 +1,153 @@
+"""Layout version 2: all that stands between two special tokens is tokenized as one text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+# A text, or the id of a special token.
+Piece = str | int
+
+
+class JoinedTemplates(NamedTuple):
+    """The texts around a problem and its steps, each cut at its special tokens."""
+
+    before_problem: list[Piece]
+    after_problem: list[Piece]
+    before_step: list[Piece]
+    after_step: list[Piece]
+    separator: list[Piece]
+    joiner: list[Piece]
+
+
+def joined_templates(
+    tokenizer: PreTrainedTokenizerBase,
+    special_tokens: re.Pattern[str],
+    bos_ids: Sequence[int],
+    before_problem: str,
+    after_problem: str,
+    before_step: str,
+    after_step: str,
+    separator: str,
+    joiner: str,
+) -> JoinedTemplates:
+    """The texts of the templates cut at the special tokens that they hold.
+
+    Raises:
+        ValueError: the tokenizer does not tell where its tokens are, or the separator has no end of its own.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"layout_version=2 needs a tokenizer that tells where its tokens are, which {type(tokenizer).__name__} "
+            "does not; load one from a tokenizer.json"
+        )
+    if separator.endswith(" "):
+        raise ValueError(
+            f"the separator {separator!r} ends with a space, which joins the text that follows; with layout_version=2 "
+            "put the space into step_joiner"
+        )
+
+    def cut(text: str) -> list[Piece]:
+        pieces: list[Piece] = []
+        end = 0
+        for match in special_tokens.finditer(text):
+            token_id = tokenizer.convert_tokens_to_ids(match[0])
+            pieces += [text[end : match.start()], int(token_id)]
+            end = match.end()
+        return [piece for piece in [*pieces, text[end:]] if piece != ""]
+
+    return JoinedTemplates(
+        before_problem=[*bos_ids, *cut(before_problem)],
+        after_problem=cut(after_problem),
+        before_step=cut(before_step),
+        after_step=cut(after_step),
+        separator=cut(separator),
+        joiner=cut(joiner),
+    )
+
+
+class _Writer:
+    """Pieces in a row, of which two texts side by side become one."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        # For each step, the piece in which its separator ends, and after how many of its characters.
+        self.ends: list[tuple[int, int]] = []
+
+    def add(self, parts: Sequence[Piece], number: int = 0) -> None:
+        for part in parts:
+            if isinstance(part, str):
+                part = part.replace("{i}", str(number)) if number else part
+                if self.pieces and isinstance(last := self.pieces[-1], str):
+                    self.pieces[-1] = last + part
+                    continue
+            self.pieces.append(part)
+
+    def end_step(self) -> None:
+        last = self.pieces[-1]
+        self.ends.append((len(self.pieces) - 1, len(last) if isinstance(last, str) else 0))
+
+
+def write_pieces(
+    templates: JoinedTemplates, problem: str, steps: Sequence[str]
+) -> tuple[list[Piece], list[tuple[int, int]]]:
+    """One problem with its steps as texts and special ids.
+
+    Returns:
+        The pieces, and for each step the index of the piece in which its separator ends with the number of that
+        text's characters up to there.
+    """
+    writer = _Writer()
+    writer.add(templates.before_problem)
+    writer.add([problem])
+    writer.add(templates.after_problem)
+    for number, step in enumerate(steps, start=1):
+        if number > 1:
+            writer.add(templates.joiner)
+        writer.add(templates.before_step, number)
+        writer.add([step])
+        writer.add(templates.after_step, number)
+        writer.add(templates.separator)
+        writer.end_step()
+    return writer.pieces, writer.ends
+
+
+def join_ids(
+    pieces: Sequence[Piece],
+    ends: Sequence[tuple[int, int]],
+    tokenized: dict[str, tuple[list[int], list[tuple[int, int]]]],
+    index: int,
+) -> tuple[list[int], list[int]]:
+    """The ids of the pieces, and the position of the last token of each step's separator.
+
+    Args:
+        pieces, ends: as `write_pieces` returns them.
+        tokenized: for each text its ids and their first and last character.
+        index: the solution's, for messages.
+
+    Raises:
+        ValueError: a separator and the text after it are one token.
+    """
+    ids: list[int] = []
+    starts: list[int] = []
+    for piece in pieces:
+        starts.append(len(ids))
+        ids += [piece] if isinstance(piece, int) else tokenized[piece][0]
+    positions = []
+    for step, (number, end) in enumerate(ends, start=1):
+        piece = pieces[number]
+        if isinstance(piece, int):
+            positions.append(starts[number])
+            continue
+        offsets = tokenized[piece][1]
+        token = max((i for i, (first, _) in enumerate(offsets) if first < end), default=-1)
+        if token < 0 or offsets[token][1] != end:
+            raise ValueError(
+                f"the separator after step {step} of solution {index} and the text that follows are one token here; "
+                "take the white space from the start of the next step"
+            )
+        positions.append(starts[number] + token)
+    return ids, positions
