@@ -15,7 +15,7 @@ import torch
 import transformers
 from scoring_by_hand import PROBLEM, SOLUTIONS, by_hand, shapes_seen
 
-from modeling_prm import PRMForStepScoring, PRMProcessor, PRMVerifier, scoring
+from modeling_prm import PRMForStepScoring, PRMProcessor, PRMVerifier, base_verifier
 from modeling_prm.scoring import evaluating
 
 MakePRM = Callable[..., tuple[PRMForStepScoring, PRMProcessor]]
@@ -295,7 +295,7 @@ def test_the_progress_bar_shows_long_work(
 
     assert written() == ""
     assert "3/3" in written(show_progress=True)
-    monkeypatch.setattr(scoring, "_SECONDS_BEFORE_PROGRESS", 0.05)
+    monkeypatch.setattr(base_verifier, "_SECONDS_BEFORE_PROGRESS", 0.05)
     shown = written()
     assert "Scoring" in shown
     assert "3/3" in shown
