@@ -129,7 +129,7 @@ class CausalLMStepGenerator:
         self.is_final = is_final
         self.prompt_template, self._bos = _template_and_bos(tokenizer, prompt_template)
         self._special = _special_pattern(tokenizer)
-        self._eos = _eos_ids(model, tokenizer)
+        self._eos = end_ids(model, tokenizer)
         self._stop_criterion = StopStringCriteria(tokenizer, list(stop_strings))
         self._max_positions = backbone_positions(model.config.get_text_config())
 
@@ -150,9 +150,9 @@ class CausalLMStepGenerator:
         prompts = [self.prompt_ids(problem, prefix) for prefix in prefixes]
         limits = [self._room(ids, prefix) for ids, prefix in zip(prompts, prefixes, strict=True)]
         proposals: list[list[ProposedStep]] = [[] for _ in prefixes]
-        seed = _derive_seed(self.seed, problem, prefixes, n)
+        seed = derive_seed(self.seed, problem, prefixes, n)
         num_cut = 0
-        with _seeded(seed, input_device(self.model)), evaluating(self.model):
+        with seeded(seed, input_device(self.model)), evaluating(self.model):
             for limit, rows in self._batches(limits, n):
                 generated = self._generate([prompts[row] for row in rows], limit)
                 for row, (ids, end) in zip(rows, generated, strict=True):
@@ -220,7 +220,7 @@ class CausalLMStepGenerator:
         input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in prompts])
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
         device = input_device(self.model)
-        step_end = _StepEnd(self._stop_criterion, width)
+        step_end = StopsAfterPrompt(self._stop_criterion, width)
         sampling: dict[str, Any] = {"do_sample": False}
         if self.temperature > 0:
             sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
@@ -263,7 +263,7 @@ class CausalLMStepGenerator:
         return ProposedStep(text, len(ids), is_final)
 
 
-class _StepEnd(StoppingCriteria):
+class StopsAfterPrompt(StoppingCriteria):
     """Stops a row where a stop string appears in what was generated, and notes after how many tokens.
 
     The prompt is left out: its last line end and a generated one are no blank line between steps.
@@ -290,7 +290,7 @@ class _StepEnd(StoppingCriteria):
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Random numbers from a seed on the CPU and on one device, then the states from before."""
     accelerators = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(accelerators, device_type=device.type if accelerators else None):
@@ -303,7 +303,8 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _derive_seed(seed: int, problem: str, prefixes: Sequence[Sequence[str]], n: int) -> int:
+def derive_seed(seed: int, problem: str, prefixes: Sequence[Sequence[str]], n: int) -> int:
+    """A seed of 56 bits that depends on all of these, and on nothing else."""
     key = json.dumps([seed, problem, [list(prefix) for prefix in prefixes], n])
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
 
@@ -323,7 +324,7 @@ def _template_and_bos(tokenizer: PreTrainedTokenizerBase, template: str | None) 
     return template, [] if is_there else _bos_ids(tokenizer)
 
 
-def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """All ids that end a solution, those of the model's generation and the tokenizer's."""
     ids: list[int] = []
     for found in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
