@@ -131,7 +131,7 @@ class ShardWriter:
         # What was added is finished, whatever ends the job.
         try:
             self.flush()
-        except (OSError, ValueError):
+        except OSError:
             if error is None:
                 raise
         finally:
@@ -159,7 +159,9 @@ class ShardWriter:
                 f"row {row} has the columns {', '.join(sorted(record))}; needed are "
                 f"{', '.join(sorted(self.features.keys() - {ROW}))}"
             )
-        self._buffer[row] = {ROW: row, **record}
+        added = {ROW: row, **record}
+        _to_table([added], self.features.arrow_schema)  # now, so that a shard never fails for one row
+        self._buffer[row] = added
         late = time.monotonic() - self._last_shard >= self.seconds_per_shard
         if late or len(self._buffer) >= self.rows_per_shard:
             self.flush()
@@ -168,7 +170,6 @@ class ShardWriter:
         """Write what was added as a shard.
 
         Raises:
-            ValueError: a value that its column cannot hold; the message names row and value.
             OSError: it cannot be written, such as for want of space. Earlier shards stay as they are, what was
                 added stays in memory.
         """
@@ -204,7 +205,7 @@ class ShardWriter:
             num_rows: of all processes together; the same on each.
 
         Raises:
-            OSError, ValueError: as `flush`.
+            OSError: as `flush`.
         """
         self.flush()
         if self.process_index == 0:
@@ -349,13 +350,8 @@ def _to_table(records: Sequence[Mapping[str, Any]], schema: pyarrow.Schema) -> p
     try:
         return pyarrow.Table.from_pylist(records, schema=schema)
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
-        for record in records:
-            for field in schema:
-                try:
-                    pyarrow.array([record[field.name]], type=field.type)
-                except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as fault:
-                    raise ValueError(
-                        f"row {record[ROW]}: column {field.name} holds {field.type}, got "
-                        f"{record[field.name]!r:.80}: {fault}"
-                    ) from fault
-        raise ValueError(f"rows cannot be stored: {error}") from error
+        kinds = ", ".join(f"{field.name}: {field.type}" for field in schema)
+        raise ValueError(
+            f"row {records[0][ROW]} has a value that its column cannot hold: {error}; got {dict(records[0])!r:.400}, "
+            f"needed are {kinds}"
+        ) from error
