@@ -106,7 +106,7 @@ class RemoteVerifier(BaseVerifier):
             PRMConfig.aggregation if aggregation is None else aggregation,
             PRMConfig.error_threshold if threshold is None else threshold,
         )
-        self.model = model
+        self.served_model = model
         self.fingerprint = None if fingerprint is None else tuple(fingerprint)
         self.fingerprint_tolerance = fingerprint_tolerance
         self._client = JsonClient(
@@ -165,7 +165,7 @@ class RemoteVerifier(BaseVerifier):
         )
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._client.base_url!r}, model={self.model!r})"
+        return f"{type(self).__name__}({self._client.base_url!r}, model={self.served_model!r})"
 
     def __enter__(self) -> RemoteVerifier:
         return self
@@ -252,12 +252,12 @@ class RemoteVerifier(BaseVerifier):
         Raises:
             ServerError: it is not served, or none is named and there is not exactly one.
         """
-        if self.model is None and len(models) == 1:
+        if self.served_model is None and len(models) == 1:
             return _Served(*next(iter(models.items())))
-        if self.model in models:
-            return _Served(self.model, models[self.model])
+        if self.served_model in models:
+            return _Served(self.served_model, models[self.served_model])
         names = ", ".join(map(repr, models)) or "none"
-        wanted = "no model is named" if self.model is None else f"there is no model {self.model!r}"
+        wanted = "no model is named" if self.served_model is None else f"there is no model {self.served_model!r}"
         raise ServerError(f"{wanted}, and {self._client.base_url} serves {names}; give one of them as model=...")
 
     def _check_probe(self, served: _Served) -> None:

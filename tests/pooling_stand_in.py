@@ -70,6 +70,7 @@ class PoolingStandIn:
         self.paths: list[str] = []
         self.times: list[float] = []
         self.at_once = self.most_at_once = self.connections = 0
+        self.is_dead = False
         self.lock = threading.Lock()
 
     def fault(self, *faults: Fault) -> None:
@@ -164,9 +165,10 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int | tuple):
             status, headers = fault if isinstance(fault, tuple) else (fault, {})
             return self._send(status, {"error": f"as ordered, to {dict(self.headers)}"}, headers)
-        if fault == "die":
+        if fault == "die" and not owner.is_dead:
+            owner.is_dead = True
             threading.Thread(target=owner.stop, daemon=True).start()
-        if fault in ("cut", "die"):
+        if fault == "cut" or owner.is_dead:
             return self._cut()
         if fault == "slow":
             time.sleep(owner.slow_seconds)
