@@ -59,7 +59,8 @@ def write(model: Any, processor: Any, folder: Path) -> float:
 
     def token_logits(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         hidden = loaded(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        return head(hidden.float())  # type: ignore[no-any-return]
+        logits: torch.Tensor = head(hidden.float())
+        return logits
 
     return check_scores(model, processor, token_logits, folder, dtype=loaded.dtype)
 
@@ -71,8 +72,8 @@ def relu_layers(head: TwoWayHead) -> nn.Sequential:
     relu(z) - relu(-z) = z.
     """
     size = head.weight.shape[1]
-    layers = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 2))
-    first, last = layers[0], layers[2]
+    first, last = nn.Linear(size, size), nn.Linear(size, 2)
+    layers = nn.Sequential(first, nn.ReLU(), last)
     with torch.no_grad():
         if head.dense is not None:
             first.weight.copy_(head.dense[0])

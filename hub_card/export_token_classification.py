@@ -48,7 +48,8 @@ def write(model: Any, processor: Any, folder: Path) -> float:
     check_weights_equal(model.backbone.state_dict(), backbone, folder)
 
     def token_logits(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return loaded(input_ids=input_ids, attention_mask=attention_mask).logits  # type: ignore[no-any-return]
+        logits: torch.Tensor = loaded(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
 
     return check_scores(model, processor, token_logits, folder, dtype=loaded.dtype)
 
