@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,24 @@ _PROBLEM_MARKER = "PROBLEM-7f3a9c"
 def is_bidirectional(backbone_config: PretrainedConfig) -> bool:
     """Whether tokens attend to later ones, so that a step's score depends on the steps after it."""
     return type(backbone_config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(backbone_config, "is_decoder", False)
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a model's inputs go; modules that are spread over devices move them on by themselves."""
+    device = model.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Dropout off, then every module back in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def backbone_init_options(backbone_config: PretrainedConfig) -> dict[str, Any]:

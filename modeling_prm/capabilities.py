@@ -17,8 +17,7 @@ from typing import Any, Literal
 import torch
 from transformers import PretrainedConfig
 
-from .backbones import is_bidirectional
-from .scoring import evaluating, input_device
+from .backbones import evaluating, input_device, is_bidirectional
 
 MaskForm = Literal["one", "per_layer_type"]
 
@@ -95,6 +94,27 @@ def find_capabilities(model: Any) -> Capabilities:
     config = model.config.text_config
     found = known_capabilities(config)
     return _limit_to_attention(config, _probe(model.backbone) if found is None else found)
+
+
+def why_no_shared_prefix(model: Any) -> str | None:
+    """Why sequences of a PRM may not begin with keys and values computed once; None where they may.
+
+    Families that the table does not name are not asked: the whole sequence is right for all.
+    """
+    config = model.config.text_config
+    found = known_capabilities(config)
+    if found is None:
+        return "it is not known here"
+    if not found.has_cache:
+        return found.reason
+    attention = getattr(config, "_attn_implementation", None) or "eager"
+    if attention not in _TAKE_MASKS:
+        return f"the attention implementation {attention!r} is not known to take a cache that is put together"
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [part.get("rope_type") for part in [rope, *rope.values()] if isinstance(part, dict)]
+    if any(kind is not None and ("dynamic" in kind or kind == "longrope") for kind in kinds):
+        return "its rotary frequencies change with the length"
+    return None
 
 
 def known_capabilities(config: PretrainedConfig) -> Capabilities | None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
+from .backbones import evaluating, input_device
 from .base_verifier import BaseVerifier, ScoredRows
+from .batching import Chunk, owner, plan_batches, plan_chunks
+from .capabilities import why_no_shared_prefix
 from .processing_prm import EncodedSolution
+from .shared_prefix import Segment, compute, read_probs
+
+__all__ = ["PRMVerifier", "check_processor", "evaluating", "input_device"]
+
+logger = logging.get_logger(__name__)
 
 # Padded tokens in one forward pass: enough to share the weights' reading, little enough to fit. Not tuned.
 MAX_TOKENS_ON_CPU = 2_048
 MAX_TOKENS = 16_384
+# So many times as many are planned together, and of them this many times as many kept for others.
+_CHUNK, _KEPT = 32, 2
 
 
 class PRMVerifier(BaseVerifier):
@@ -62,19 +72,28 @@ class PRMVerifier(BaseVerifier):
         """Forward passes over solutions of similar length, the longest first."""
         device = input_device(self.model)
         max_tokens = max_tokens_per_batch or (MAX_TOKENS_ON_CPU if device.type == "cpu" else MAX_TOKENS)
-        batches = plan_batches([len(item.input_ids) if item else 0 for item in encoded], batch_size, max_tokens)
+        reason = why_no_shared_prefix(self.model)
+        if reason is not None and len(encoded) > 1:
+            name = self.model.config.text_config.model_type
+            logger.warning_once(f"solutions of one problem are computed each in full with {name}: {reason}")
+        chunks = plan_chunks(
+            encoded, shares=reason is None, most_kept=_KEPT * max_tokens, most_tokens=_CHUNK * max_tokens
+        )
+        run = compute if reason is None else self._compute_whole
         with evaluating(self.model):
-            for rows in batches:
-                yield ScoredRows(rows, self._forward([encoded[row] for row in rows], device))  # type: ignore[misc]
+            for chunk in chunks:
+                for segments in _run_batches(run, self.model, chunk, batch_size, max_tokens, device):
+                    rows = [row for segment in segments for row in chunk.ready[segment]]
+                    if rows:
+                        yield ScoredRows(rows, _step_probs(chunk, rows, encoded))
 
     @torch.inference_mode()
-    def _forward(self, items: list[EncodedSolution], device: torch.device) -> torch.Tensor:
-        """Step probabilities (B, S) in float64, NaN in rows with a logit that is not finite."""
+    def _compute_whole(self, model: Any, segments: Sequence[Segment], device: torch.device) -> None:
+        """What `compute` does, for any backbone: sequences that share nothing."""
+        items = [EncodedSolution(list(segment.ids), list(segment.reads), len(segment.reads)) for segment in segments]
         batch = self.processor.pad(items, return_tensors="pt")
-        output = self.model(**{name: tensor.to(device) for name, tensor in batch.items()})
-        is_finite = output.logits.isfinite().reshape(len(items), -1).all(dim=1, keepdim=True)
-        step_probs = output.step_probs.masked_fill(~is_finite, float("nan"))
-        return step_probs.to("cpu", torch.float64)
+        output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
+        read_probs(output, segments)
 
 
 def check_processor(model: Any, processor: Any) -> None:
@@ -112,37 +131,61 @@ def check_processor(model: Any, processor: Any) -> None:
         )
 
 
-def plan_batches(lengths: Sequence[int], batch_size: int | None, max_tokens: int) -> list[list[int]]:
-    """Rows grouped for forward passes, longest first; rows of length 0 are left out.
+def _run_batches(
+    run: Callable[..., None], model: Any, chunk: Chunk, batch_size: int | None, max_tokens: int, device: torch.device
+) -> Iterator[list[Segment]]:
+    """Compute a chunk's segments, and yield those of each pass; where memory runs out, passes get smaller."""
+    for level in chunk.levels:
+        # Those that come after many tokens are apart from those that come after few, whose rows would be filled up.
+        groups: dict[int, list[Segment]] = {}
+        for segment in level:
+            groups.setdefault(segment.start.bit_length() // 2, []).append(segment)
+        for group in groups.values():
+            waiting = plan_batches([len(segment.ids) for segment in group], batch_size, max_tokens)[::-1]
+            while waiting:
+                rows = waiting.pop()
+                segments = sorted((group[row] for row in rows), key=_order)
+                size = len(rows) * max(len(segment.ids) for segment in segments)
+                # Memory may have run out since this pass was planned.
+                if len(rows) == 1 or size <= max_tokens:
+                    if _fits(run, model, segments, device):
+                        yield segments
+                        continue
+                    max_tokens = size // 2
+                half = len(rows) // 2
+                waiting += [rows[half:], rows[:half]]
 
-    A group holds at most `batch_size` rows, and `max_tokens` tokens when padded to its longest row; a longer
-    row is alone.
+
+def _order(segment: Segment) -> int:
+    # Neighbours that come after the same tokens are put behind them together.
+    return id(segment.before[-1].segment) if segment.before else 0
+
+
+def _fits(run: Callable[..., None], model: Any, segments: list[Segment], device: torch.device) -> bool:
+    """Compute segments in one pass; False where several are too many for the memory.
+
+    Raises:
+        RuntimeError: one alone is too much.
     """
-    order = sorted((row for row, length in enumerate(lengths) if length), key=lambda row: -lengths[row])
-    batches: list[list[int]] = []
-    for row in order:
-        current = batches[-1] if batches else []
-        fits = current and (len(current) + 1) * lengths[current[0]] <= max_tokens
-        if fits and (batch_size is None or len(current) < batch_size):
-            current.append(row)
-        else:
-            batches.append([row])
-    return batches
-
-
-def input_device(model: Any) -> torch.device:
-    """Where a model's inputs go; modules that are spread over devices move them on by themselves."""
-    device = model.device
-    return torch.device("cpu") if device.type == "meta" else device
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Dropout off, then every module back in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+        run(model, segments, device)
+        return True
+    except RuntimeError as error:
+        text = str(error)
+        if len(segments) == 1 or not ("out of memory" in text or "can't allocate memory" in text):
+            raise
+    logger.warning_once("memory ran out, so that forward passes get smaller; give a smaller max_tokens_per_batch")
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+    return False
+
+
+def _step_probs(chunk: Chunk, rows: list[int], encoded: Sequence[EncodedSolution | None]) -> torch.Tensor:
+    """Step probabilities (rows, S) float64 of rows that are complete."""
+    probs = []
+    for row in rows:
+        places = encoded[row].step_positions  # type: ignore[union-attr]
+        owners = [owner(chunk.paths[row], place) for place in places]
+        probs.append([segment.probs[segment.reads[place]] for segment, place in zip(owners, places, strict=True)])
+    width = max(map(len, probs))
+    return torch.tensor([row + [0.0] * (width - len(row)) for row in probs], dtype=torch.float64)

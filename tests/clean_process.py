@@ -20,9 +20,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 OURS = ("trainer", "hub_card", "modeling_prm")
 # What goes out with every checkpoint.
 CODE_FILES = {
-    *("aggregation.py", "backbones.py", "base_verifier.py", "configuration_prm.py", "joined_text.py"),
-    *("modeling_prm.py", "pipeline_prm.py", "processing_prm.py", "scoring.py", "solution_score.py"),
-    *("step_loss.py", "step_splitting.py"),
+    *("aggregation.py", "backbones.py", "base_verifier.py", "batching.py", "capabilities.py", "configuration_prm.py"),
+    *("joined_text.py", "modeling_prm.py", "pipeline_prm.py", "processing_prm.py", "scoring.py", "shared_prefix.py"),
+    *("solution_score.py", "step_loss.py", "step_splitting.py"),
 }
 
 # What every process scores. Signs, special tokens as text, several scripts and line ends are where tokenizers
