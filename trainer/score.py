@@ -184,9 +184,9 @@ def job_settings(
     layout = json.dumps({**verifier.model.config.layout, "max_length": verifier.processor.max_length}, sort_keys=True)
     return {
         "input": describe_files(files),
+        "dtype": str(verifier.model.backbone.dtype).removeprefix("torch."),
         "model_weights": hash_weights(verifier.model),
         "model_layout": hashlib.sha256(layout.encode()).hexdigest()[:16],
-        "dtype": str(verifier.model.backbone.dtype).removeprefix("torch."),
         "aggregation": verifier.aggregation,
         "threshold": verifier.threshold,
         "step_style": options.step_style,

@@ -83,11 +83,13 @@ def score_files(
 
 
 def _advance(progress: Any, passed: int) -> Callable[[float], None]:
-    """Moves the bar to a share of the input rows that a window stands for."""
-    start = progress.n
+    """Moves the bar on to a share of the input rows that a window stands for."""
+    shown = 0
 
     def advance(share: float) -> None:
-        progress.update(start + round(passed * share) - progress.n)
+        nonlocal shown
+        progress.update(round(passed * share) - shown)
+        shown = round(passed * share)
 
     return advance
 
