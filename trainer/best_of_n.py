@@ -8,7 +8,8 @@ has a line a problem, with a reference answer and at least as many candidates as
 
 A candidate is a text, which is cut into steps, a list of steps, or an object with `"text"` or `"steps"` and, where
 it is not to be looked for in them, the final `"answer"`. One with `"step_probs"` is not scored again: the file
-`scores.jsonl` that this command writes can be given to it, without a model.
+`scores.jsonl` that this command writes can be given to it, without a model. With `--server` a server scores, such as
+vLLM's with what `hub_card.convert` exported of the model.
 
 `python -m trainer.best_of_n --help` lists the options.
 """
@@ -31,6 +32,8 @@ from transformers.utils import logging as transformers_logging
 from hub_card.errors import one_line_errors
 from modeling_prm import PRMForStepScoring, PRMProcessor
 from modeling_prm.aggregation import aggregate, check_aggregation
+from modeling_prm.base_verifier import BaseVerifier
+from modeling_prm.remote_verifier import API_KEY_VARIABLE, RemoteVerifier
 from modeling_prm.scoring import PRMVerifier
 
 from .answers import answers_equal, describe_comparison, group_answers
@@ -54,6 +57,17 @@ class BestOfNArguments:
         metadata={"help": "The PRM: a folder or a Hub id. Not needed where all solutions hold step_probs."},
     )
     revision: str = field(default="main", metadata={"help": "Revision of a PRM on the Hub."})
+    server: str | None = field(
+        default=None,
+        metadata={
+            "help": "The URL of a server that scores in place of this machine, which holds the export of --model; of "
+            f"that only tokenizer and layout are read. A key is taken from the variable {API_KEY_VARIABLE}."
+        },
+    )
+    served_model: str | None = field(
+        default=None, metadata={"help": "The PRM's name on the server; needed where that has several models."}
+    )
+    concurrency: int = field(default=32, metadata={"help": "Most requests to the server at a time."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "Dtype of the backbone's weights."}
     )
@@ -87,7 +101,7 @@ class BestOfNArguments:
         self.n = sorted(set(self.n))
         if not self.aggregation:
             raise ValueError("--aggregation needs at least one method, such as min")
-        for name in ("subsets", "bootstrap"):
+        for name in ("subsets", "bootstrap", "concurrency"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
@@ -160,14 +174,22 @@ def check_n(wanted: Sequence[int], problems: Sequence[Problem]) -> list[int]:
     return list(wanted) or [2**power for power in range(least.bit_length())]
 
 
-def load_verifier(options: BestOfNArguments) -> PRMVerifier:
-    """The PRM that `--model` names, on its device.
+def load_verifier(options: BestOfNArguments) -> BaseVerifier:
+    """The PRM that `--model` names, on its device or on `--server`.
 
     Raises:
         OSError, ValueError: it cannot be loaded, or none is named.
     """
     if options.model is None:
         raise ValueError(f"{options.solutions} holds solutions without step_probs; name a PRM with --model")
+    if options.server is not None:
+        return RemoteVerifier.from_pretrained(
+            options.server,
+            options.model,
+            revision=options.revision,
+            model=options.served_model,
+            concurrency=options.concurrency,
+        )
     dtype = getattr(torch, options.dtype)
     model = PRMForStepScoring.from_pretrained(options.model, revision=options.revision, dtype=dtype)
     processor = PRMProcessor.from_pretrained(options.model, revision=options.revision)
@@ -180,7 +202,7 @@ def score_candidates(problems: Sequence[Problem], verifier: Any, options: BestOf
 
     Args:
         problems: changed in place; texts become steps.
-        verifier: a `PRMVerifier`, or anything with its method `score_solutions`.
+        verifier: a `PRMVerifier`, a `RemoteVerifier`, or anything with their method `score_solutions`.
         options: those of batches and steps are read.
     """
     todo = unscored(problems)
