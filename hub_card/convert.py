@@ -86,8 +86,7 @@ def import_prm(
     """
     if layout != "auto" and layout not in IMPORT_LAYOUTS:
         raise ValueError(f"layout must be 'auto' or one of {', '.join(map(repr, IMPORT_LAYOUTS))}, got {layout!r}")
-    if folder is not None:
-        folder = new_folder(folder)
+    folder = None if folder is None else new_folder(folder)
     read = read_source(str(source), find_source(source, revision, token))
     known: dict[str, Any] = {}
     if layout == "auto":

@@ -100,6 +100,8 @@ def _parts(
             f"{source.label} has {count} labels; give class_weights=, {count} numbers in [0, 1] that say how much each "
             "counts as right"
         )
+    if class_weights is not None and count == 1:
+        raise ValueError(f"{source.label} has 1 label, whose sigmoid is the score; leave class_weights out")
     if class_weights is not None and len(class_weights) != count:
         raise ValueError(f"{source.label} has {count} labels, class_weights are {len(class_weights)}")
     if count == 2 and class_weights in (None, [0.0, 1.0], [1.0, 0.0]):

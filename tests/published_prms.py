@@ -12,10 +12,16 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 SIZES = {
     "hidden_size": 32,
@@ -257,7 +263,7 @@ def write_skywork(folder: Path) -> Published:
     head = spread(nn.Linear(32, 1), seed=1)
     state = {f"pretrained_model.{name}": value for name, value in model.state_dict().items()}
     head_state = {f"v_head.summary.{name}": value for name, value in head.state_dict().items()}
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, folder / "pytorch_model-00001-of-00002.bin")
     torch.save(head_state, folder / "pytorch_model-00002-of-00002.bin")
     weight_map = dict.fromkeys(state, "pytorch_model-00001-of-00002.bin")
@@ -342,3 +348,23 @@ def reasoneval_scores(
     with torch.no_grad():
         probs = prm.head(prm.hidden(ids)).softmax(dim=-1)
     return ids, probs[positions].tolist()
+
+
+def load_qwen2_prm(folder: Path) -> Published:
+    """A `Qwen2ForProcessRewardModel` as its own code puts it together, from any folder that holds one."""
+    state = load_file(folder / "model.safetensors")
+    config = transformers.Qwen2Config.from_pretrained(folder)
+    model = AutoModel.from_config(config).float()
+    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    size = config.hidden_size
+    head = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 2))
+    head.load_state_dict({k.removeprefix("score."): v for k, v in state.items() if k.startswith("score.")})
+    tokenizer = AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
+    return Published(model.eval(), tokenizer, head.eval())
+
+
+def load_token_classification(folder: Path) -> Published:
+    """A token classification model as plain Transformers loads it."""
+    model = AutoModelForTokenClassification.from_pretrained(folder, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
+    return Published(model, tokenizer)
