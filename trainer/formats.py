@@ -12,12 +12,21 @@ from .formats_benchmarks import BENCHMARK_READERS
 from .formats_monte_carlo import MONTE_CARLO_READERS
 from .formats_plain import PLAIN_READERS
 from .formats_prm800k import PRM800K_READERS
+from .formats_rollouts import ROLLOUT_READERS
 from .formats_tagged import TAGGED_READERS
 
 __all__ = ["READERS", "Reader", "ReaderOptions", "Row", "RowLeftOut", "strip_step_numbers"]
 
 READERS: dict[str, Reader] = {
     reader.name: reader
-    for reader in (*PLAIN_READERS, *PRM800K_READERS, *BENCHMARK_READERS, *TAGGED_READERS, *MONTE_CARLO_READERS)
+    for readers in (
+        PLAIN_READERS,
+        PRM800K_READERS,
+        BENCHMARK_READERS,
+        TAGGED_READERS,
+        MONTE_CARLO_READERS,
+        ROLLOUT_READERS,
+    )
+    for reader in readers
 }
 """All formats by name."""

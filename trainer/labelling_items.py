@@ -1,0 +1,187 @@
+"""Solutions to label, read from files: with a reference answer, with labels to compare with, or both.
+
+    read_items("candidates.jsonl").items[0].steps
+
+A row may be
+
+- a problem with `answer` and several `solutions`, as `trainer.candidates` reads them;
+- one solution: `problem`, `steps` (a list) or `solution` (a text), and where there are any `answer`, the solution's own
+  `solution_answer`, and `labels`;
+- GSM8K's own form: `question`, and `answer` with a step a line and `#### 18` at its end;
+- any labelled format that `load_step_dataset` reads, for the methods that need no answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modeling_prm.step_loss import IGNORED_LABEL
+from modeling_prm.step_splitting import split_steps
+
+from .answers import extract_answer, normalize_answer
+from .candidates import read_problems
+from .data_files import SourceRow, iter_file_rows, list_data_files
+from .format_parts import DEFAULT_OPTIONS
+from .formats_plain import read_plain
+from .readers import read_step_records
+from .records import StepRecord
+
+NO_STEP = "the solution holds no step"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelItem:
+    """One solution.
+
+    Attributes:
+        problem: the problem.
+        steps: S steps.
+        answer: the reference answer; None where there is none.
+        solution_answer: the final answer of the solution; None where it states none.
+        labels: S labels that were given, -100 for none; None where the input has no labels.
+    """
+
+    problem: str
+    steps: tuple[str, ...]
+    answer: str | None
+    solution_answer: str | None
+    labels: tuple[float, ...] | None = None
+
+
+@dataclass(kw_only=True)
+class Items:
+    """What was read: the solutions in the order of the input, and the numbers of those left out, by reason."""
+
+    items: list[LabelItem] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def read_items(path: str | Path, *, step_style: str = "blank_lines") -> Items:
+    """The solutions of a file or of the files of a folder.
+
+    Args:
+        path: .jsonl, .json, .csv (of plain columns) or .parquet, the first three also compressed.
+        step_style: where a solution that is a text is cut, as `modeling_prm.step_splitting.split_steps` says.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path.
+        TypeError, ValueError: a row cannot be read, naming file, line and reason; or nothing is left.
+    """
+    files = list_data_files(Path(path))
+    first = next((row for row in _iter_rows(files) if row.error is None and isinstance(row.value, dict)), None)
+    columns = set() if first is None else set(first.value)
+    found = Items()
+    if columns >= {"problem", "answer", "solutions"}:
+        _add_candidates(found, path, step_style)
+    elif {"question", "answer"} <= columns and "####" in str(first.value["answer"] if first else ""):
+        _add_rows(found, files, _read_gsm8k, step_style)
+    elif "problem" in columns and ("solution" in columns or {"steps", "answer"} <= columns):
+        _add_rows(found, files, _read_flat, step_style)
+    else:
+        for record in read_step_records(path)[0]:
+            answer = extract_answer("\n".join(record.steps))
+            found.items.append(
+                LabelItem(
+                    problem=record.problem,
+                    steps=record.steps,
+                    answer=None,
+                    solution_answer=answer,
+                    labels=record.labels,
+                )
+            )
+    if not found.items:
+        raise ValueError(f"{path} holds no solution with a step; check the file, and --step-style")
+    return found
+
+
+def _iter_rows(files: list[Path]) -> Iterator[SourceRow]:
+    for file in files:
+        yield from iter_file_rows(file)
+
+
+def _add_candidates(found: Items, path: str | Path, step_style: str) -> None:
+    for problem in read_problems(path):
+        for number, candidate in enumerate(problem.candidates, start=1):
+            given = candidate.solution
+            steps = split_steps(given, step_style) if isinstance(given, str) else given
+            try:
+                _add(found, problem.problem, steps, problem.answer, candidate.answer)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{problem.place}, solution {number}: {error}") from error
+
+
+def _add_rows(found: Items, files: list[Path], read: Any, step_style: str) -> None:
+    for row in _iter_rows(files):
+        try:
+            if row.error is not None:
+                raise row.error
+            if row.is_text:
+                raise ValueError("a CSV file holds no lists; write the rows as .jsonl")
+            if not isinstance(row.value, Mapping):
+                raise TypeError(f"a row must be an object, got {type(row.value).__name__}")
+            read(found, row.value, step_style)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{row.place}: {error}") from error
+
+
+def _read_gsm8k(found: Items, row: Mapping[str, Any], step_style: str) -> None:
+    question, solution = row.get("question"), row.get("answer")
+    if not isinstance(question, str) or not isinstance(solution, str):
+        raise TypeError("question and answer must be texts")
+    answer = extract_answer(solution)
+    _add(found, question, split_steps(solution, "newlines"), answer, answer)
+
+
+def _read_flat(found: Items, row: Mapping[str, Any], step_style: str) -> None:
+    problem, steps, text = row.get("problem"), row.get("steps"), row.get("solution")
+    if (steps is None) == (text is None):
+        raise ValueError("a row must have either steps (a list) or solution (a text)")
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"solution must be a text, got {text!r:.80}")
+    if steps is not None and not (isinstance(steps, list) and all(isinstance(step, str) for step in steps)):
+        raise TypeError(f"steps must be a list of texts, got {steps!r:.80}")
+    if not isinstance(problem, str):
+        raise TypeError(f"problem must be a text, got {problem!r:.80}")
+    given: list[str] = split_steps(text, step_style) if text is not None else list(steps or ())
+    answer = None if row.get("answer") is None else _as_answer(row["answer"], "answer")
+    if answer is not None and ("####" in answer or "\\boxed" in answer):
+        answer = extract_answer(answer)
+    if answer is not None and not normalize_answer(answer):
+        raise ValueError(f"answer must be the final answer, got {row['answer']!r:.80}")
+    own = row.get("solution_answer")
+    own = extract_answer(text or "\n".join(given)) if own is None else _as_answer(own, "solution_answer")
+    labels = None
+    if row.get("labels") is not None:
+        labels = read_plain({"problem": problem, "steps": given, "labels": row["labels"]}, DEFAULT_OPTIONS)[0].labels
+    _add(found, problem, given, answer, own, labels)
+
+
+def _add(
+    found: Items,
+    problem: str,
+    steps: list[str],
+    answer: str | None,
+    solution_answer: str | None,
+    labels: tuple[float, ...] | None = None,
+) -> None:
+    if not steps:
+        found.left_out[NO_STEP] += 1
+        return
+    record = StepRecord(
+        problem=problem, steps=tuple(steps), labels=labels or (IGNORED_LABEL,) * len(steps)
+    )  # checks the texts
+    found.items.append(
+        LabelItem(
+            problem=record.problem, steps=record.steps, answer=answer, solution_answer=solution_answer, labels=labels
+        )
+    )
+
+
+def _as_answer(value: Any, name: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise TypeError(f"{name} must be a text or a number, got {value!r:.80}")
+    return str(value)
