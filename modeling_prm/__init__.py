@@ -10,6 +10,7 @@ from .configuration_prm import PRMConfig
 from .modeling_prm import PRMForStepScoring, StepScoringOutput
 from .processing_prm import PRMProcessor
 from .scoring import PRMVerifier
+from .sessions import open_session
 from .solution_score import SolutionScore
 
 AutoConfig.register(PRMConfig.model_type, PRMConfig)
@@ -19,6 +20,8 @@ AutoProcessor.register(PRMConfig, PRMProcessor)
 PRMConfig.register_for_auto_class()
 PRMForStepScoring.register_for_auto_class("AutoModel")
 PRMProcessor.register_for_auto_class()
+# Sessions do not go out with checkpoints, whose verifiers have them where this package is installed.
+PRMVerifier.session = open_session  # type: ignore[attr-defined]
 
 __all__ = [
     "PRMConfig",

@@ -42,7 +42,7 @@ def plan_chunks(
     rows = [row for row, item in enumerate(encoded) if item is not None]
     if not shares:
         ids = [encoded[row].input_ids for row in rows]  # type: ignore[union-attr]
-        yield _plan(encoded, rows, [0] * len(ids))
+        yield plan_tree(encoded, rows, [0] * len(ids))
         return
     rows.sort(key=lambda row: encoded[row].input_ids)  # type: ignore[union-attr]
     ids = [encoded[row].input_ids for row in rows]  # type: ignore[union-attr]
@@ -52,7 +52,7 @@ def plan_chunks(
         # Where the chunk is large enough, it ends before a row that shares no more than all its rows do.
         fullness = max(kept / most_kept, tokens / most_tokens) if place > first else 0.0
         if fullness > 2.0 or (fullness > 1.0 and common[place] < least + MIN_SHARED):
-            yield _plan(encoded, rows[first:place], [0, *common[first + 1 : place]])
+            yield plan_tree(encoded, rows[first:place], common[first:place])
             first, kept, depth, tokens = place, 0, 0, 0
         if place > first:
             least = min(least, common[place]) if place > first + 1 else common[place]
@@ -61,16 +61,28 @@ def plan_chunks(
                 kept, depth = kept + common[place] - depth, common[place]
         tokens += len(ids[place]) - depth
     if rows:
-        yield _plan(encoded, rows[first:], [0, *common[first + 1 :]])
+        yield plan_tree(encoded, rows[first:], common[first:])
 
 
-def _plan(encoded: Sequence[EncodedSolution | None], rows: list[int], common: list[int]) -> Chunk:
-    """A chunk of rows in the order of their ids, of which each begins with `common` ids of the one before."""
+def plan_tree(
+    encoded: Sequence[EncodedSolution | None],
+    rows: Sequence[int],
+    common: Sequence[int],
+    before: tuple[Piece, ...] = (),
+) -> Chunk:
+    """A chunk of some rows of a list of solutions.
+
+    Args:
+        encoded: the list.
+        rows: some of it, in the order of their ids.
+        common: with how many ids of the one before each of these begins; the first number is not looked at.
+        before: computed tokens with which all of them begin.
+    """
     chunk = Chunk()
     items: list[EncodedSolution] = [encoded[row] for row in rows]  # type: ignore[misc]
-    _place(chunk, items[0], rows[0], ())
+    _place(chunk, items[0], rows[0], before)
     # Rows from `first` to `end`, which share `shared` tokens; the first of them is placed.
-    stack = [(0, len(rows), 0)]
+    stack = [(0, len(rows), before[-1].stop if before else 0)]
     while stack:
         first, end, shared = stack.pop()
         if end - first < 2:
@@ -97,7 +109,7 @@ def _place(chunk: Chunk, item: EncodedSolution, row: int, before: tuple[Piece, .
         for piece in before:
             piece.segment.keep = max(piece.segment.keep, piece.stop - piece.segment.start)
         # A segment with n pieces before it comes after one with n - 1.
-        if len(before) == len(chunk.levels):
+        while len(before) >= len(chunk.levels):
             chunk.levels.append([])
         chunk.levels[len(before)].append(segment)
         chunk.ready[segment] = []

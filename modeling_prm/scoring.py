@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from .base_verifier import BaseVerifier, ScoredRows
 from .batching import Chunk, owner, plan_batches, plan_chunks
 from .capabilities import why_no_shared_prefix
 from .processing_prm import EncodedSolution
-from .shared_prefix import Segment, compute, read_probs
+from .shared_prefix import Piece, Segment, compute, read_probs
 
 __all__ = ["PRMVerifier", "check_processor", "evaluating", "input_device"]
 
@@ -71,7 +71,7 @@ class PRMVerifier(BaseVerifier):
     ) -> Generator[ScoredRows, None, None]:
         """Forward passes over solutions of similar length, the longest first."""
         device = input_device(self.model)
-        max_tokens = max_tokens_per_batch or (MAX_TOKENS_ON_CPU if device.type == "cpu" else MAX_TOKENS)
+        max_tokens = max_tokens_per_batch or default_max_tokens(device)
         reason = why_no_shared_prefix(self.model)
         if reason is not None and len(encoded) > 1:
             name = self.model.config.text_config.model_type
@@ -82,7 +82,7 @@ class PRMVerifier(BaseVerifier):
         run = compute if reason is None else self._compute_whole
         with evaluating(self.model):
             for chunk in chunks:
-                for segments in _run_batches(run, self.model, chunk, batch_size, max_tokens, device):
+                for segments in run_batches(run, self.model, chunk.levels, batch_size, max_tokens, device):
                     rows = [row for segment in segments for row in chunk.ready[segment]]
                     if rows:
                         yield ScoredRows(rows, _step_probs(chunk, rows, encoded))
@@ -131,11 +131,21 @@ def check_processor(model: Any, processor: Any) -> None:
         )
 
 
-def _run_batches(
-    run: Callable[..., None], model: Any, chunk: Chunk, batch_size: int | None, max_tokens: int, device: torch.device
+def default_max_tokens(device: torch.device) -> int:
+    """Most tokens in a forward pass, padding included, where nothing else is said."""
+    return MAX_TOKENS_ON_CPU if device.type == "cpu" else MAX_TOKENS
+
+
+def run_batches(
+    run: Callable[..., None],
+    model: Any,
+    levels: Iterable[Sequence[Segment]],
+    batch_size: int | None,
+    max_tokens: int,
+    device: torch.device,
 ) -> Iterator[list[Segment]]:
-    """Compute a chunk's segments, and yield those of each pass; where memory runs out, passes get smaller."""
-    for level in chunk.levels:
+    """Compute segments level by level, and yield those of each pass; where memory runs out, passes get smaller."""
+    for level in levels:
         # Those that come after many tokens are apart from those that come after few, whose rows would be filled up.
         groups: dict[int, list[Segment]] = {}
         for segment in level:
@@ -144,7 +154,7 @@ def _run_batches(
             waiting = plan_batches([len(segment.ids) for segment in group], batch_size, max_tokens)[::-1]
             while waiting:
                 rows = waiting.pop()
-                segments = sorted((group[row] for row in rows), key=_order)
+                segments = _side_by_side([group[row] for row in rows])
                 size = len(rows) * max(len(segment.ids) for segment in segments)
                 # Memory may have run out since this pass was planned.
                 if len(rows) == 1 or size <= max_tokens:
@@ -156,9 +166,12 @@ def _run_batches(
                 waiting += [rows[half:], rows[:half]]
 
 
-def _order(segment: Segment) -> int:
-    # Neighbours that come after the same tokens are put behind them together.
-    return id(segment.before[-1].segment) if segment.before else 0
+def _side_by_side(segments: list[Segment]) -> list[Segment]:
+    """Segments with those that come after the same tokens next to each other, where they are filled in together."""
+    groups: dict[tuple[Piece, ...], list[Segment]] = {}
+    for segment in segments:
+        groups.setdefault(segment.before, []).append(segment)
+    return [segment for group in groups.values() for segment in group]
 
 
 def _fits(run: Callable[..., None], model: Any, segments: list[Segment], device: torch.device) -> bool:

@@ -10,20 +10,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from .sessions import Beam, Session, StepVerifier, open_session
 from .solution_score import SolutionScore
 from .step_generation import ProposedStep, StepGenerator
 
 Steps = tuple[str, ...]
-
-
-class StepVerifier(Protocol):
-    """What a search asks for scores: a `PRMVerifier`, or anything with this method of it."""
-
-    def score_solutions(
-        self, problems: Sequence[str], solutions: Sequence[Sequence[str]], *, on_error: str
-    ) -> list[SolutionScore]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,21 +128,14 @@ def diverse_verifier_tree_search(
     return _Search(problem, generator, verifier, num_subtrees, beam_width, expansions, max_steps, max_tokens).run()
 
 
-def score_prefixes(verifier: StepVerifier, problem: str, prefixes: Sequence[Steps]) -> list[SolutionScore]:
-    """Scores of prefixes in their order: the one place where a search asks its verifier."""
-    scores = verifier.score_solutions([problem] * len(prefixes), prefixes, on_error="record")
-    if len(scores) != len(prefixes):
-        raise ValueError(f"the verifier returned {len(scores)} scores for {len(prefixes)} prefixes; it must score each")
-    return list(scores)
-
-
 @dataclass(frozen=True)
 class _Node:
-    """A prefix with its score, which the root, without a step, does not have."""
+    """A prefix with its score, which the root, without a step, does not have; `beam` while it may go on."""
 
     steps: Steps
     score: SolutionScore | None
     is_final: bool
+    beam: Beam | None = None
 
     @property
     def rank(self) -> float:
@@ -187,16 +173,21 @@ class _Search:
         max_steps: int,
         max_tokens: int | None,
     ) -> None:
-        _check_problem(problem, generator, verifier)
-        self.problem, self.generator, self.verifier = problem, generator, verifier
+        _check_problem(problem, generator)
+        self.problem, self.generator = problem, generator
+        self.session: Session = open_session(verifier, problem)
         self.num_subtrees, self.width, self.expansions = num_subtrees, width, expansions
         self.max_steps, self.max_tokens = max_steps, max_tokens
         self.max_step_tokens = getattr(generator, "max_step_tokens", None)
         _check_counts(**{"the generator's max_step_tokens": self.max_step_tokens})
-        self.trees = [_Subtree([_Node((), None, False)], 1)]
+        self.trees = [_Subtree([_Node((), None, False, self.session.root)], 1)]
         self.counts = {field.name: 0 for field in dataclasses.fields(SearchResult) if field.name.startswith("num_")}
 
     def run(self) -> SearchResult:
+        with self.session:
+            return self._run()
+
+    def _run(self) -> SearchResult:
         while True:
             parents = [node for tree in self.trees for node in tree.active]
             if not parents:
@@ -228,10 +219,18 @@ class _Search:
         proposals = self.generator(self.problem, [parent.steps for parent in parents], num_proposals)
         _check_proposals(proposals, len(parents), num_proposals)
         endings = [self._distinct(parent, own) for parent, own in zip(parents, proposals, strict=True)]
-        known = {parent.steps: parent.score for parent in parents}
+        known = {parent.steps: (parent.beam, parent.score) for parent in parents}
         new = list(dict.fromkeys(steps for own in endings for steps, _ in own if steps not in known))
-        known.update(self._score(new))
-        return [[_Node(steps, known[steps], final) for steps, final in own if steps in known] for own in endings]
+        known.update(self._score({parent.steps: parent.beam for parent in parents}, new))
+        # A beam that will not go on is let go, which frees what was kept for it.
+        return [
+            [
+                _Node(steps, known[steps][1], final, None if final else known[steps][0])
+                for steps, final in own
+                if steps in known
+            ]
+            for own in endings
+        ]
 
     def _distinct(self, parent: _Node, proposals: Sequence[ProposedStep]) -> list[tuple[Steps, bool]]:
         """Proposals as prefixes, with whether they are final; equal ones once.
@@ -252,21 +251,25 @@ class _Search:
         self.counts["num_merged"] += len(endings) - len(distinct)
         return distinct
 
-    def _score(self, prefixes: list[Steps]) -> dict[Steps, SolutionScore]:
-        """The scores of those prefixes that the verifier can score."""
+    def _score(
+        self, parents: dict[Steps, Beam | None], prefixes: list[Steps]
+    ) -> dict[Steps, tuple[Beam | None, SolutionScore | None]]:
+        """Beams and scores of those prefixes, each a parent and one step, that the verifier can score."""
         if not prefixes:
             return {}
         self.counts["num_scored_prefixes"] += len(prefixes)
         self.counts["num_scored_steps"] += sum(map(len, prefixes))
-        scores = score_prefixes(self.verifier, self.problem, prefixes)
-        scored = {
-            steps: score for steps, score in zip(prefixes, scores, strict=True) if score.overall_score is not None
+        before: list[Beam] = [parents[steps[:-1]] for steps in prefixes]  # type: ignore[misc]
+        beams = self.session.extend_many(before, [steps[-1] for steps in prefixes], on_error="record")
+        scored: dict[Steps, tuple[Beam | None, SolutionScore | None]] = {
+            beam.steps: (beam, beam.score)
+            for beam in beams
+            if beam.score is not None and beam.score.overall_score is not None
         }
         self.counts["num_unscorable"] += len(prefixes) - len(scored)
         if not scored and self.counts["num_rounds"] == 1:
-            raise ValueError(
-                f"the verifier can score none of {len(prefixes)} first steps; the first: {scores[0].error}"
-            )
+            error = beams[0].score.error if beams[0].score is not None else None
+            raise ValueError(f"the verifier can score none of {len(prefixes)} first steps; the first: {error}")
         return scored
 
     def _select(self, children: list[list[_Node]]) -> None:
@@ -284,7 +287,7 @@ class _Search:
                 own = next(following)
                 nodes += own
                 if not own:
-                    tree.stuck.append(parent)
+                    tree.stuck.append(dataclasses.replace(parent, beam=None))
             tree.select(nodes, self.width)
 
     def _result(self, stopped_by: str) -> SearchResult:
@@ -308,7 +311,7 @@ class _Search:
         )
 
 
-def _check_problem(problem: Any, generator: Any, verifier: Any) -> None:
+def _check_problem(problem: Any, generator: Any) -> None:
     if not isinstance(problem, str):
         raise TypeError(f"problem must be a string, got {type(problem).__name__}")
     if not problem.strip():
@@ -319,8 +322,6 @@ def _check_problem(problem: Any, generator: Any, verifier: Any) -> None:
             f"generator must be callable as generator(problem, prefixes, n), got {type(generator).__name__}; for a "
             "language model make a CausalLMStepGenerator(model, tokenizer)"
         )
-    if not callable(getattr(verifier, "score_solutions", None)):
-        raise TypeError(f"verifier must have score_solutions, as a PRMVerifier has, got {type(verifier).__name__}")
 
 
 def _check_counts(**counts: Any) -> None:
