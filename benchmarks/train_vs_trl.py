@@ -4,9 +4,10 @@
     .venv-trl/bin/pip install torch==2.13.0 trl==1.13.0
     python benchmarks/train_vs_trl.py --trl-python .venv-trl/bin/python --backbone tiny --data mixed
 
-Both train on the same records once, with the same batch size, learning rate, precision and number of optimizer
-steps, each in a process of its own; runs alternate, and medians are reported. A token counts once however much
-padding stands beside it, so that throughput is the records' own tokens by the seconds of their epoch.
+Both train on the same records once, with the same batch size, learning rate, precision, gradient checkpointing (TRL's
+default is on, ours and Transformers' off) and number of optimizer steps, each in a process of its own; runs alternate,
+and medians are reported. A token counts once however much padding stands beside it, so that throughput is the records'
+own tokens by the seconds of their epoch.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--ours", nargs="+", choices=tuple(OURS), default=["grouped"])
     parser.add_argument("--layout", choices=("trl", "default"), default="trl", help="of ours: as TRL's, or our default")
+    parser.add_argument("--checkpointing", choices=("on", "off"), default="on", help="gradient checkpointing, of both")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
@@ -92,6 +94,7 @@ def make_job(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "threads": options.threads,
         "seed": options.seed,
         "layout": options.layout,
+        "gradient_checkpointing": options.checkpointing == "on",
     }
 
 
@@ -145,20 +148,26 @@ def run(name: str, job: dict[str, Any], options: argparse.Namespace) -> dict[str
 
 def describe(options: argparse.Namespace, tokens: int) -> dict[str, Any]:
     names = ("backbone", "data", "dtype", "records", "batch_size", "repetitions", "device", "threads", "seed", "layout")
+    names += ("checkpointing",)
     return {**{name: getattr(options, name) for name in names}, "tokens": tokens}
 
 
 def summary(runs: dict[str, list[dict[str, Any]]], tokens: int) -> dict[str, dict[str, float]]:
-    """Medians of each side; the ratio to TRL is the median of the ratios of neighbouring runs."""
+    """Medians of each side; the ratio to TRL is the median of the ratios of neighbouring runs.
+
+    Processor time says what the work costs where other processes take part of the cores meanwhile.
+    """
     found = {}
     for name, results in runs.items():
-        ratios = [theirs["seconds"] / ours["seconds"] for theirs, ours in zip(runs["trl"], results, strict=True)]
+        pairs = list(zip(runs["trl"], results, strict=True))
         found[name] = {
             "tokens_per_second": tokens / statistics.median(result["seconds"] for result in results),
             "peak_memory_mib": statistics.median(result["peak_memory_mib"] for result in results),
+            "training_memory_mib": statistics.median(result["training_memory_mib"] for result in results),
             "optimizer_steps": results[0]["optimizer_steps"],
             "held_out_loss": statistics.median(result["held_out_loss"] for result in results),
-            "speed_over_trl": statistics.median(ratios),
+            "speed_over_trl": statistics.median(theirs["seconds"] / ours["seconds"] for theirs, ours in pairs),
+            "work_over_trl": statistics.median(theirs["cpu_seconds"] / ours["cpu_seconds"] for theirs, ours in pairs),
         }
     return found
 
@@ -167,10 +176,11 @@ def table(result: dict[str, Any]) -> str:
     job = result["job"]
     lines = [
         f"{job['backbone']}, {job['data']} data, {job['dtype']}, {job['records']} records, {job['tokens']:,} tokens, "
-        f"batches of {job['batch_size']}, {job['threads']} threads of {job['device']}, median of {job['repetitions']}",
+        f"batches of {job['batch_size']}, gradient checkpointing {job['checkpointing']}, layout {job['layout']}, "
+        f"{job['threads']} threads of {job['device']}, median of {job['repetitions']}",
         "",
-        "| | tokens/s | over TRL | peak memory (MiB) | optimizer steps | held-out loss |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| | tokens/s | over TRL | over TRL, processor time | peak memory (MiB) | of it for training | held-out loss |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in result["summary"].items():
         label = "trl 1.13.0" if name == "trl" else f"ours, {name}"
@@ -178,8 +188,9 @@ def table(result: dict[str, Any]) -> str:
             label,
             f"{row['tokens_per_second']:,.0f}",
             f"{row['speed_over_trl']:.2f}",
+            f"{row['work_over_trl']:.2f}",
             f"{row['peak_memory_mib']:,.0f}",
-            f"{row['optimizer_steps']}",
+            f"{row['training_memory_mib']:,.0f}",
             f"{row['held_out_loss']:.3f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")

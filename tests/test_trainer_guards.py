@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +232,31 @@ def test_the_guard_waits_for_the_device_once_a_step(prm_folder: Folder, tmp_path
     guard.observe, guard.on_pre_optimizer_step = counted(observe), counted(check)
     trainer.train()
     assert counts == [0, 0, 0, 0, 1] * 2
+
+
+def test_the_trainers_own_norm_spares_reading_all_gradients_again(
+    prm_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def largest(tensors: Iterable[torch.Tensor | None]) -> torch.Tensor:
+        raise AssertionError("all gradients were read a second time")
+
+    monkeypatch.setattr("trainer.guards._largest", largest)
+    trainer, _ = make_trainer(prm_folder("qwen2"), tmp_path, **(LAYOUT | {"save_strategy": "no"}))
+    trainer.train()
+    # The squares of 1e25 are beyond float32: clipping by such a norm makes every gradient 0.
+    trainer.model.value_head.out.bias.register_hook(lambda gradient: gradient * 0 + 1e25)
+    with pytest.raises(NonFiniteLossError, match="the gradient of optimizer step 1 is not finite"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_stops_with_and_without_clipping(
+    prm_folder: Folder, tmp_path: Path, max_grad_norm: float
+) -> None:
+    trainer, _ = make_trainer(prm_folder("qwen2"), tmp_path, **(LAYOUT | {"max_grad_norm": max_grad_norm}))
+    trainer.model.value_head.out.bias.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NonFiniteLossError, match="the gradient of optimizer step 1 is not finite"):
+        trainer.train()
 
 
 def test_magnitudes_by_hand() -> None:

@@ -183,6 +183,16 @@ def test_packed_rows_hold_each_solution_by_itself(processor: PRMProcessor) -> No
     assert batch["labels"].tolist() == [[1.0, 0.0], [0.5, -100.0], [1.0, -100.0], [0.0, -100.0]]
 
 
+def test_where_nothing_shares_a_row_the_batch_is_the_padded_one(processor: PRMProcessor) -> None:
+    # No two of them fit into a row of 9: 8 ids, and 7 with the mask that a padded row has.
+    alone = [FEATURES[0], FEATURES[2]]
+    batch = PackingCollator(processor, packing=make_packing(max_length=9))(alone)
+    padded = PRMDataCollator(processor)(alone)
+    assert batch.keys() == padded.keys() >= {"attention_mask"}
+    assert all(batch[name].equal(padded[name]) for name in padded)
+    assert batch["attention_mask"].sum(dim=1).tolist() == [8, 7]
+
+
 def test_shared_rows_hold_common_tokens_once(processor: PRMProcessor) -> None:
     pad = processor.pad_token_id
     packing = make_packing(shares=True, by_masks=True, max_length=10)

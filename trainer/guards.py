@@ -34,9 +34,10 @@ class NonFiniteLossError(ValueError):
 class FiniteLossGuard(TrainerCallback):
     """Stops training, in every process, before an optimizer step whose loss or gradient is NaN or infinite.
 
-    The weights stay as they were. The numbers of the records are in the error and, with the loss of each batch and the
-    beginnings of their texts, in `non_finite_loss.json` in the output folder. An optimizer step costs one exchange of a
-    number between the processes, and one wait for the device.
+    The weights stay as they were. A gradient whose norm overflows counts as infinite, since clipping by it leaves
+    nothing of the step. The numbers of the records are in the error and, with the loss of each batch and the beginnings
+    of their texts, in `non_finite_loss.json` in the output folder. An optimizer step costs one exchange of a number
+    between the processes, and one wait for the device.
 
     With float16 a gradient may overflow: its scaler leaves such steps out, so that the loss alone is looked at.
 
@@ -49,14 +50,19 @@ class FiniteLossGuard(TrainerCallback):
         self._accelerator = accelerator
         self._describe = describe
         self._batches: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self._gradient_norm: torch.Tensor | float | None = None
 
     def observe(self, loss: torch.Tensor, records: torch.Tensor | None) -> None:
         """Take note of the loss (a scalar) of a micro-batch and the numbers of its records (B,), if known."""
         self._batches.append((loss, records))
 
+    def observe_gradient_norm(self, norm: torch.Tensor | float | None) -> None:
+        """Take note of the norm of all gradients (a scalar), which then need not be read a second time."""
+        self._gradient_norm = norm
+
     def on_train_begin(self, *args: Any, **rest: Any) -> None:
         """Forget what an earlier training left behind."""
-        self._batches = []
+        self._batches, self._gradient_norm = [], None
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **rest: Any
@@ -67,13 +73,14 @@ class FiniteLossGuard(TrainerCallback):
             NonFiniteLossError: its loss or gradient is not finite.
         """
         batches, self._batches = self._batches, []
+        norm, self._gradient_norm = self._gradient_norm, None
         if not batches:
             return
-        largest = torch.stack([loss.detach().float().abs() for loss, _ in batches]).max()
+        numbers = [torch.stack([loss.detach().float().abs() for loss, _ in batches]).max()]
         if self._accelerator.scaler is None:
-            gradient = _largest(parameter.grad for parameter in model.parameters())
-            largest = torch.stack([largest, gradient.to(largest.device)]).max()
-        # NaN is the maximum of whatever it is among. Adding up could overflow where nothing is wrong.
+            numbers.append(_largest(p.grad for p in model.parameters()) if norm is None else _whole(norm))
+        # NaN is the maximum of whatever it is among.
+        largest = torch.stack([number.to(numbers[0].device) for number in numbers]).max()
         finite = self._accelerator.gather(largest.isfinite().float().reshape(1))
         if bool(finite.min() == 0):
             raise self._error(args, state, batches)
@@ -184,6 +191,12 @@ def _largest(tensors: Iterable[torch.Tensor | None]) -> torch.Tensor:
         largest = largest.nan_to_num(nan=math.inf, posinf=math.inf)
         torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
     return largest
+
+
+def _whole(norm: torch.Tensor | float) -> torch.Tensor:
+    """A norm, perhaps one that is spread over processes, as a scalar."""
+    whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return torch.as_tensor(whole, dtype=torch.float32).detach().reshape(())
 
 
 def _message(

@@ -95,7 +95,7 @@ def choose_packing(wanted: str, model: Any, max_length: int | None) -> Packing |
 class PackingCollator(PRMDataCollator):
     """Lays N tokenized records out in R rows.
 
-    Returns what `PRMDataCollator` does, with other inputs of the model:
+    Returns what `PRMDataCollator` does, and where some solutions share a row, other inputs of the model:
         `input_ids` and `position_ids` (R, L) int64, the latter from 0 at each sequence's start;
         `step_positions` (R, T) int64, padded with -1;
         `step_index` (N, S) int64, each step's place in the model's logits (R * T), -1 where there is none;
@@ -112,9 +112,12 @@ class PackingCollator(PRMDataCollator):
         batch = super().__call__(features)
         if self.packing is None:
             return batch
+        rows = plan_rows(_groups(features, shares=self.packing.shares), self.packing)
+        if len(rows) == len(features):
+            # Nothing shares a row; backbones are faster without the masks that keep solutions apart.
+            return batch
         for name in ("input_ids", "attention_mask", "step_positions"):
             del batch[name]
-        rows = plan_rows(_groups(features, shares=self.packing.shares), self.packing)
         packed = _lay_out(features, rows, tuple(batch["labels"].shape), self.processor.pad_token_id)
         if not self.packing.by_masks:
             del packed[READERS_END]

@@ -196,6 +196,11 @@ class PRMTrainer(StepDataTrainer, SavingTrainer):
         # With several GPUs in one process each gets a part of whatever the model is given.
         return counts if self.args.n_gpu <= 1 else counts.expand(self.args.n_gpu, -1)
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._guard.observe_gradient_norm(norm)
+        return norm
+
     def compute_loss(
         self,
         model: Any,
