@@ -29,7 +29,7 @@ from .import_layouts import ImportOptions, Parts, recognize
 from .import_qwen2_prm import qwen2_prm, reasonflux
 from .import_skywork import skywork
 from .import_source import Source, find_source, keep_card, read_source
-from .import_token_classification import reasoneval, token_classification
+from .import_token_classification import reasoneval, token_classification, token_classification_text
 from .importing import assemble
 from .publishing import plain_model
 
@@ -40,6 +40,7 @@ IMPORT_LAYOUTS: dict[str, Callable[[Source, ImportOptions], Parts]] = {
     "rlhflow": rlhflow,
     "skywork": skywork,
     "token_classification": token_classification,
+    "token_classification_text": token_classification_text,
     "reasoneval": reasoneval,
 }
 EXPORT_LAYOUTS: dict[str, ModuleType] = {

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from modeling_prm.processing_prm import separator_ids
+
 from .import_source import Source, shown
 
 # Hub id, in lower case: its layout and the options that its checkpoint does not hold.
@@ -138,6 +140,27 @@ def tensor(source: Source, name: str, shape: tuple[int, ...] | None = None) -> t
     if shape is not None and tuple(value.shape) != shape:
         raise ValueError(f"{name} of {source.label} has shape {tuple(value.shape)}, this layout needs {shape}")
     return value.float()
+
+
+def separator_name(source: Source, separator: str, ids: list[int]) -> str:
+    """The separator's text, or its token's name where the text would be read as another token's name.
+
+    Args:
+        ids: what stands after a step.
+
+    Raises:
+        ValueError: neither gives these ids.
+    """
+    if source.layout:  # an export of ours names it as it is to be read
+        return separator
+    names = [separator, *(source.tokenizer.convert_ids_to_tokens(ids) if len(ids) == 1 else [])]
+    for name in names:
+        if separator_ids(source.tokenizer, name, is_reserved=False) == ids:
+            return str(name)
+    raise ValueError(
+        f"the separator {separator!r} is {ids} to the tokenizer of {source.label}, whose vocabulary has it as another "
+        "token too, so it cannot be written here"
+    )
 
 
 def hidden_size(source: Source) -> int:

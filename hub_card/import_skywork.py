@@ -6,7 +6,7 @@ a line end after it (skywork-o1-prm-inference).
 
 from __future__ import annotations
 
-from .import_layouts import ImportOptions, Parts, hidden_size, tensor
+from .import_layouts import ImportOptions, Parts, hidden_size, separator_name, tensor
 from .import_source import Source
 
 
@@ -21,6 +21,7 @@ def skywork(source: Source, options: ImportOptions) -> Parts:
             f"the tokenizer of {source.label} adds special tokens to every text, so this layout would have them in "
             "each step, which cannot be written here"
         )
+    separator = options.separator or "\n"
     return Parts(
         prefix="pretrained_model.model.",
         weight=tensor(source, "v_head.summary.weight", (1, size)),
@@ -28,7 +29,7 @@ def skywork(source: Source, options: ImportOptions) -> Parts:
         used=("v_head.summary.weight", "v_head.summary.bias"),
         ignored=("pretrained_model.lm_head.weight",),
         options={
-            "separator_token": options.separator or "\n",
+            "separator_token": separator_name(source, separator, tokenizer(separator)["input_ids"][-1:]),
             "separator_is_reserved": False,
             "prompt_layout": "chat",
             "problem_template": options.problem_template or tokenizer.bos_token + "{problem}\n",

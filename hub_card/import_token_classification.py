@@ -2,6 +2,8 @@
 
 TRL: the tokenizer's first token if it has one, the problem, then each step with the separator's ids, all tokenized
 alone; two labels, the second for a right step, read at the separator's last token. One label is read with a sigmoid.
+The model cards of HuggingFaceH4's PRMs, and TRL's documentation, score otherwise than the models were trained: as one
+text of problem and steps with the separator after each of them.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import torch
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 
-from .import_layouts import ImportOptions, Parts, hidden_size, one_logit, tensor
+from .import_layouts import ImportOptions, Parts, hidden_size, one_logit, separator_name, tensor
 from .import_source import Source
 
 # Classes of ReasonEval: wrong, neutral, right; a step is valid in the last two (2404.05692).
@@ -20,7 +22,22 @@ VALIDITY = [0.0, 1.0, 1.0]
 
 
 def token_classification(source: Source, options: ImportOptions) -> Parts:
-    """A linear layer to any number of labels on a backbone that Transformers knows."""
+    """A linear layer to any number of labels on a backbone that Transformers knows, with ids as in TRL's training."""
+    begin = source.tokenizer.bos_token or ""
+    return _classifier(source, options, {"prompt_layout": "chat", "problem_template": begin + "{problem}"})
+
+
+def token_classification_text(source: Source, options: ImportOptions) -> Parts:
+    """The same, with problem, steps and separators joined as one text, as model cards call the pipeline.
+
+    There each step is a pass over the text up to it, whose last token is read; one pass over the whole gives the same
+    where no step begins with white space.
+    """
+    template = "{problem}" + (options.separator or "")
+    return _classifier(source, options, {"prompt_layout": "plain", "problem_template": template, "layout_version": 2})
+
+
+def _classifier(source: Source, options: ImportOptions, layout: dict[str, Any]) -> Parts:
     if options.separator is None:
         raise ValueError(
             f"{source.label} is a token classification model, which does not say what ends a step; give separator= as "
@@ -31,21 +48,25 @@ def token_classification(source: Source, options: ImportOptions) -> Parts:
     if model_class is None:
         raise ValueError(f"Transformers has no token classification model for {source.config.get('model_type')!r}")
     head = "classifier" if "classifier.weight" in source.weights else "score"
-    begin = source.tokenizer.bos_token or ""
+    separator = options.separator
+    if layout.get("layout_version", 1) == 1:
+        ids = source.tokenizer(separator, add_special_tokens=False)["input_ids"]
+        separator = separator_name(source, separator, ids)
+    layout |= {
+        "separator_token": separator,
+        "separator_is_reserved": False,
+        "step_template": "{step}",
+        "step_joiner": "",
+    }
+    if options.problem_template is not None:
+        layout["problem_template"] = options.problem_template
     return _parts(
         source,
         options,
         head,
         prefix=f"{model_class.base_model_prefix}.",
         class_weights=options.class_weights,
-        layout={
-            "separator_token": options.separator,
-            "separator_is_reserved": False,
-            "prompt_layout": "chat",
-            "problem_template": options.problem_template or begin + "{problem}",
-            "step_template": "{step}",
-            "step_joiner": "",
-        },
+        layout=layout,
     )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 # A text, or the id of a special token.
 Piece = str | int
+# The ids of a text, and the first and last character of each.
+TokenizedText = tuple[list[int], list[tuple[int, int]]]
 
 
 class JoinedTemplates(NamedTuple):
@@ -76,25 +79,33 @@ class _Writer:
         self.pieces: list[Piece] = []
         # For each step, the piece in which its separator ends, and after how many of its characters.
         self.ends: list[tuple[int, int]] = []
+        self._is_cut = False
 
     def add(self, parts: Sequence[Piece], number: int = 0) -> None:
         for part in parts:
             if isinstance(part, str):
                 part = part.replace("{i}", str(number)) if number else part
-                if self.pieces and isinstance(last := self.pieces[-1], str):
+                if self.pieces and isinstance(last := self.pieces[-1], str) and not self._is_cut:
                     self.pieces[-1] = last + part
                     continue
             self.pieces.append(part)
+            self._is_cut = False
 
-    def end_step(self) -> None:
+    def end_step(self, *, cut: bool) -> None:
         last = self.pieces[-1]
         self.ends.append((len(self.pieces) - 1, len(last) if isinstance(last, str) else 0))
+        self._is_cut = cut
 
 
 def write_pieces(
-    templates: JoinedTemplates, problem: str, steps: Sequence[str]
+    templates: JoinedTemplates, problem: str, steps: Sequence[str], cuts: Collection[int] = ()
 ) -> tuple[list[Piece], list[tuple[int, int]]]:
     """One problem with its steps as texts and special ids.
+
+    Args:
+        templates: what stands around them.
+        problem, steps: their texts.
+        cuts: 0-based steps after whose separator a new text begins.
 
     Returns:
         The pieces, and for each step the index of the piece in which its separator ends with the number of that
@@ -104,50 +115,46 @@ def write_pieces(
     writer.add(templates.before_problem)
     writer.add([problem])
     writer.add(templates.after_problem)
-    for number, step in enumerate(steps, start=1):
-        if number > 1:
+    for index, step in enumerate(steps):
+        if index:
             writer.add(templates.joiner)
-        writer.add(templates.before_step, number)
+        writer.add(templates.before_step, index + 1)
         writer.add([step])
-        writer.add(templates.after_step, number)
+        writer.add(templates.after_step, index + 1)
         writer.add(templates.separator)
-        writer.end_step()
+        writer.end_step(cut=index in cuts)
     return writer.pieces, writer.ends
 
 
 def join_ids(
-    pieces: Sequence[Piece],
-    ends: Sequence[tuple[int, int]],
-    tokenized: dict[str, tuple[list[int], list[tuple[int, int]]]],
-    index: int,
-) -> tuple[list[int], list[int]]:
-    """The ids of the pieces, and the position of the last token of each step's separator.
+    pieces: Sequence[Piece], ends: Sequence[tuple[int, int]], tokenized: Mapping[str, TokenizedText]
+) -> tuple[list[int], list[int], set[int]]:
+    """The ids of the pieces, and where each step's separator ends.
 
     Args:
         pieces, ends: as `write_pieces` returns them.
         tokenized: for each text its ids and their first and last character.
-        index: the solution's, for messages.
 
-    Raises:
-        ValueError: a separator and the text after it are one token.
+    Returns:
+        The ids, for each step the position of its separator's last token, and the 0-based steps whose separator is
+        one token with the text that follows, as white space may be.
     """
     ids: list[int] = []
     starts: list[int] = []
     for piece in pieces:
         starts.append(len(ids))
         ids += [piece] if isinstance(piece, int) else tokenized[piece][0]
-    positions = []
-    for step, (number, end) in enumerate(ends, start=1):
-        piece = pieces[number]
-        if isinstance(piece, int):
-            positions.append(starts[number])
-            continue
-        offsets = tokenized[piece][1]
-        token = max((i for i, (first, _) in enumerate(offsets) if first < end), default=-1)
-        if token < 0 or offsets[token][1] != end:
-            raise ValueError(
-                f"the separator after step {step} of solution {index} and the text that follows are one token here; "
-                "take the white space from the start of the next step"
-            )
+    positions, merged = [], set()
+    for step, (number, end) in enumerate(ends):
+        piece, token = pieces[number], 0
+        if isinstance(piece, str):
+            offsets = tokenized[piece][1]
+            token = bisect_left(offsets, end, key=_first_character) - 1
+            if token < 0 or offsets[token][1] != end:
+                merged.add(step)
         positions.append(starts[number] + token)
-    return ids, positions
+    return ids, positions, merged
+
+
+def _first_character(offset: tuple[int, int]) -> int:
+    return offset[0]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from transformers import BatchEncoding, PreTrainedTokenizerBase, ProcessorMixin
 
 from .configuration_prm import LAYOUT_OPTIONS, PRMConfig, check_options
-from .joined_text import join_ids, joined_templates, write_pieces
+from .joined_text import Piece, TokenizedText, join_ids, joined_templates, write_pieces
 
 # Text with digits, code, spaces, line ends and several scripts. Its ids are saved with a processor, so
 # that a tokenizer which loads as another class, and then cuts text differently, is noticed.
@@ -36,7 +36,8 @@ class PRMProcessor(ProcessorMixin):
     `ids(step_template) + [separator id] + ids(step_joiner)`, without the joiner after the last. Every
     piece is tokenized alone, so nothing merges a separator into a step, and in the text of problems and
     steps special tokens and the separator are plain text. With `layout_version=2` the same texts are joined
-    first, and what stands between two special tokens is tokenized at once.
+    first, and what stands between two special tokens is tokenized at once; only where a separator would be
+    one token with the text after it does a new text begin there.
 
     Args:
         tokenizer: the backbone's tokenizer, with the separator in its vocabulary.
@@ -206,16 +207,32 @@ class PRMProcessor(ProcessorMixin):
     def _encode_joined(self, problems: Sequence[str], solutions: Sequence[Sequence[str]]) -> list[EncodedSolution]:
         """Ids of layout version 2, in which the texts are joined before they are tokenized."""
         written = [write_pieces(self._joined, *pair) for pair in zip(problems, solutions, strict=True)]
-        texts = list(dict.fromkeys(piece for pieces, _ in written for piece in pieces if isinstance(piece, str)))
-        offsets: list[list[tuple[int, int]]] = []
-        tokenized = dict(zip(texts, zip(self._text_ids(texts, offsets), offsets, strict=True), strict=True))
+        tokenized = self._tokenized([piece for pieces, _ in written for piece in pieces])
         encoded = []
-        for index, (pieces, ends) in enumerate(written):
-            ids, positions = join_ids(pieces, ends, tokenized, index)
+        for index, (problem, steps, (pieces, ends)) in enumerate(zip(problems, solutions, written, strict=True)):
+            ids, positions, merged = join_ids(pieces, ends, tokenized)
+            cuts: set[int] = set()
+            while not merged <= cuts:
+                # The separator must be a token of its own: the text after it is tokenized apart.
+                cuts |= merged
+                pieces, ends = write_pieces(self._joined, problem, steps, cuts)
+                ids, positions, merged = join_ids(pieces, ends, self._tokenized(pieces))
+            if merged:
+                raise ValueError(
+                    f"the tokenizer has no token that ends where the separator {self.separator_token!r} ends after "
+                    f"step {min(merged) + 1} of solution {index}; choose a separator that it keeps"
+                )
             kept = [position for position in positions if self.max_length is None or position < self.max_length]
             ids = ids[: kept[-1] + 1 if kept else self.max_length]
             encoded.append(EncodedSolution(ids, [position + self.score_offset for position in kept], len(ends)))
         return encoded
+
+    def _tokenized(self, pieces: Sequence[Piece]) -> dict[str, TokenizedText]:
+        """The texts among the pieces, with their ids and these ids' characters."""
+        texts = list(dict.fromkeys(piece for piece in pieces if isinstance(piece, str)))
+        offsets: list[list[tuple[int, int]]] = []
+        ids = self._text_ids(texts, offsets) if texts else []
+        return dict(zip(texts, zip(ids, offsets, strict=True), strict=True))
 
     def pad(
         self,

@@ -312,6 +312,16 @@ def trl_scores(prm: Published, problem: str, steps: list[str], separator: str) -
     return ids, (logits.softmax(dim=-1)[:, 1] if logits.shape[1] == 2 else logits.sigmoid()[:, 0]).tolist()
 
 
+def pipeline_scores(prm: Published, problem: str, steps: list[str], separator: str) -> tuple[list[int], list[float]]:
+    """The cards of HuggingFaceH4's PRMs: a pass over the text up to each step, read at its last token."""
+    ids, scores = [], []
+    for end in range(1, len(steps) + 1):
+        text = separator.join((problem, *steps[:end])) + separator
+        ids = prm.tokenizer(text)["input_ids"]
+        scores.append(prm.logits(ids)[-1].softmax(dim=-1)[1].item())
+    return ids, scores
+
+
 def write_reasoneval(folder: Path, family: str) -> Published:
     """ReasonEval: Mistral whose padding token is its first token, or Llama with one of its own."""
     if family == "mistral":

@@ -46,11 +46,22 @@ CASES: dict[str, tuple[Callable[[Path], pub.Published], Scores, dict[str, Any]]]
         lambda prm, problem, steps: pub.trl_scores(prm, problem, steps, "\n\n"),
         {"separator": "\n\n"},
     ),
+    "trl_text": (
+        lambda folder: pub.write_token_classification(folder, 2, pub.qwen_tokenizer()),
+        lambda prm, problem, steps: pub.pipeline_scores(prm, problem, steps, "\n\n"),
+        {"separator": "\n\n", "layout": "token_classification_text"},
+    ),
     # The line end is two tokens of this tokenizer, and it has a first token.
     "trl_llama": (
         lambda folder: pub.write_token_classification(folder, 2, pub.mistral_tokenizer(), "llama"),
         lambda prm, problem, steps: pub.trl_scores(prm, problem, steps, "\n"),
         {"separator": "\n"},
+    ),
+    # As a text this is the token of a word, and another token has it for its name.
+    "trl_plus": (
+        lambda folder: pub.write_token_classification(folder, 2, pub.mistral_tokenizer(), "llama"),
+        lambda prm, problem, steps: pub.trl_scores(prm, problem, steps, "+"),
+        {"separator": "+"},
     ),
     "pure": (
         lambda folder: pub.write_token_classification(folder, 2, pub.qwen_tokenizer()),

@@ -7,6 +7,7 @@ from typing import Any
 
 import published_prms as pub
 import pytest
+import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -169,6 +170,14 @@ def test_prompts_that_cannot_be_written(tmp_path: Path) -> None:
         import_prm(folder, layout="rlhflow")
     with pytest.raises(ValueError, match="has no separator of choice"):
         import_prm(folder, layout="rlhflow", separator="-")
+
+
+def test_separator_of_two_tokens_that_is_the_name_of_another(tmp_path: Path) -> None:
+    tokenizer = tiny_models.sentencepiece_bpe_tokenizer()
+    assert tokenizer.tokenize("\n") == ["▁", "\n"]
+    pub.write_token_classification(tmp_path, 2, tokenizer, "llama")
+    with pytest.raises(ValueError, match="whose vocabulary has it as another token too"):
+        import_prm(tmp_path, separator="\n")
 
 
 def test_nothing_is_left_of_a_failed_import(tmp_path: Path) -> None:
