@@ -67,7 +67,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def run(target: Callable[..., None], *arguments: Any) -> int | None:
     process = CONTEXT.Process(target=target, args=arguments)
     process.start()
-    process.join(120)
+    process.join(600)
     return process.exitcode
 
 

@@ -213,7 +213,7 @@ def test_a_killed_run_goes_on_where_it_was(
     options = arguments(prm_folder, source, tmp_path / "out", "--window", "5", "--rows-per-shard", "4")
     process = CONTEXT.Process(target=_score_until, args=(options, point))
     process.start()
-    process.join(240)
+    process.join(600)
     assert process.exitcode == -signal.SIGKILL
     kept = len(finished_rows(tmp_path / "out"))
     # By hand: shards of four rows, windows of five that are one piece each. Two shards lie there before the third
@@ -241,7 +241,7 @@ def test_two_processes_killed_and_one_goes_on(
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while {shard.name.split("-")[3] for shard in (tmp_path / "out").glob("*.parquet")} != {"00000", "00001"}:
             assert process.poll() is None, "it ended before both had written"
             assert time.monotonic() < deadline
@@ -272,7 +272,7 @@ def test_two_processes_score_what_one_does(prm_folder: Folder, expected: list[So
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
