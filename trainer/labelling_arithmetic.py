@@ -22,6 +22,8 @@ from typing import NamedTuple
 from .labelling_values import FalseEquation, Side, compare
 
 _MOST_UNIT_WORDS = 3
+# Far above a line of a solution: what is longer is damaged, and some patterns take its square in time.
+_LONGEST_LINE = 5_000
 
 _ANNOTATION = re.compile(r"<<([^<>\n]*)>>")
 _LINE_HEAD = re.compile(r"^\s*(?:(?:[-*•+>#]+|\d{1,3}[.)])\s+|step\s+\d+\s*[:.)\-–—]+\s*)+", re.IGNORECASE)
@@ -61,7 +63,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
         (r"(?<=[\d)%])\s+plus\s+(?=[-(.\d])", " + "),
         (r"(?<=[\d)%])\s+minus\s+(?=[-(.\d])", " - "),
         (r"(?<=%)\s+of\s+(?:the\s+)?(?=[(.\d])", " * "),
-        (r"(\d+/\d+)\s+of\s+(?:the\s+)?(?=[(.\d])", r"(\1) * "),
+        (r"\b(\d+/\d+)\s+of\s+(?:the\s+)?(?=[(.\d])", r"(\1) * "),
     )
 )
 _TOKEN = re.compile(r"(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<word>[A-Za-z\\_'’]+)|(?P<sign>[-+*/^()=≈%])|(?P<other>\S)")
@@ -126,6 +128,8 @@ def _judge(text: str) -> list[FalseEquation | None]:
 
 
 def _judge_line(line: str, rounds: bool) -> list[FalseEquation | None]:
+    if len(line) > _LONGEST_LINE:
+        return []
     for pattern, by in _REWRITES:
         line = pattern.sub(by, line)
     segments: list[list[_Token]] = [[]]
