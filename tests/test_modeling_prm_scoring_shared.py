@@ -13,7 +13,7 @@ from test_modeling_prm_capabilities import CONFIGS
 from tiny_models import BIDIRECTIONAL, FAMILIES
 from transformers import LlamaConfig, Qwen3NextConfig
 
-from modeling_prm import PRMConfig, PRMForStepScoring, PRMProcessor
+from modeling_prm import PRMConfig, PRMForStepScoring, PRMProcessor, shared_prefix
 from modeling_prm.batching import common_length, plan_chunks
 from modeling_prm.capabilities import why_no_shared_prefix
 from modeling_prm.processing_prm import EncodedSolution
@@ -63,13 +63,25 @@ def prm_of(config: Any, attention: str) -> PRMForStepScoring:
     return model
 
 
+@pytest.mark.parametrize("splits", [True, False])
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in BIDIRECTIONAL])
-def test_every_family_of_the_table_goes_on_after_tokens_of_unequal_number(name: str) -> None:
+def test_every_family_of_the_table_goes_on_after_tokens_of_unequal_number(
+    name: str, splits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three sequences: 37 tokens; 20 of these and 25 others; 18 of these 25 too and 30 others."""
     generator = torch.Generator().manual_seed(3)
     a, b, c = (torch.randint(10, 300, (size,), generator=generator).tolist() for size in (37, 25, 30))
     model = prm_of(CONFIGS[name](), "eager")
     assert why_no_shared_prefix(model) is None
+    split_layers = []
+    attend = shared_prefix._SplitAttention._attend
+    monkeypatch.setattr(
+        shared_prefix._SplitAttention,
+        "_attend",
+        lambda self, layer, *inputs, **options: split_layers.append(layer) or attend(self, layer, *inputs, **options),
+    )
+    if not splits:
+        monkeypatch.setattr(shared_prefix, "splits_attention", lambda model, device, length: False)
     for attention in ("eager", "sdpa"):
         if attention == "sdpa":
             try:
@@ -80,15 +92,30 @@ def test_every_family_of_the_table_goes_on_after_tokens_of_unequal_number(name: 
         second = Segment(ids=b, before=(Piece(first, 20),), keep=18, reads={20: 0, 44: 1})
         third = Segment(ids=c, before=(Piece(first, 20), Piece(second, 38)), reads={38: 0, 67: 1})
         beside = Segment(ids=b[:9], before=(Piece(first, 7),), reads={15: 0})
-        for segments in ([first], [second], [beside, third]):
+        one = Segment(ids=b[:1], before=(Piece(first, 7),), reads={7: 0})
+        for segments in ([first], [second], [beside, third], [one]):
             compute(model, segments, torch.device("cpu"))
         assert first.states is not None
         assert first.states[0][0].shape[1] == 20
-        whole = [a, a[:20] + b, a[:20] + b[:18] + c, a[:7] + b[:9]]
-        for ids, segment in zip(whole, (first, second, third, beside), strict=True):
+        whole = [a, a[:20] + b, a[:20] + b[:18] + c, a[:7] + b[:9], a[:7] + b[:1]]
+        for ids, segment in zip(whole, (first, second, third, beside, one), strict=True):
             with torch.no_grad():
                 alone = model(input_ids=torch.tensor([ids]), step_positions=torch.tensor([list(segment.reads)]))
             assert segment.probs == pytest.approx(alone.step_probs[0].tolist(), abs=1e-5)
+    window = getattr(model.config.text_config, "sliding_window", None)
+    has_sdpa = model.config.text_config._attn_implementation == "sdpa"
+    # Falcon's layers keep the attention that they were made with.
+    if splits and has_sdpa and name not in ("deepseek_v3", "falcon") and (window is None or window > 68):
+        assert split_layers == [0, 1] * 3
+    elif not splits:
+        assert split_layers == []
+
+
+def test_in_bfloat16_too(make_prm: MakePRM) -> None:
+    model, processor = make_prm("llama", dtype=torch.bfloat16)
+    scores = model.verifier(processor).score_solutions(LONG_PROBLEM, SHARED_SOLUTIONS)
+    for score, steps in zip(scores, SHARED_SOLUTIONS, strict=True):
+        assert score.step_probs == pytest.approx(by_hand(model, processor, LONG_PROBLEM, steps), abs=3e-2)
 
 
 def test_what_may_not_share_says_why() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_each_step_is_computed_once(make_prm: MakePRM) -> None:
         beam = session.extend(beam, "the quick brown fox")
         costs.append(counted.tokens - before)
     lengths = [len(processor(PROBLEM, ["the quick brown fox"] * n)["input_ids"][0]) for n in range(1, 12)]
-    assert costs[1:] == [after - before for before, after in zip(lengths, lengths[1:], strict=False)]
+    assert costs[1:] == [after - before for before, after in pairwise(lengths)]
     assert max(costs[1:]) <= min(costs[1:]) + 2
 
 
