@@ -195,7 +195,7 @@ def test_a_batch_size_is_kept_and_changes_no_score(batch_size: int, make_prm: Ma
         reverse=True,
     )
     assert lengths[0] > 2 * lengths[-1]
-    seen = check_limited(model, processor, solutions, batch_size=batch_size)
+    seen = check_limited(model, processor, solutions, batch_size=batch_size, max_tokens_per_batch=4096)
     # Nothing but the number of rows limits a batch here: 23 = 5 · 4 + 3.
     assert [rows for rows, _ in seen] == {1: [1] * 23, 4: [4, 4, 4, 4, 4, 3], 23: [23]}[batch_size]
     # Longest first, so that each pass is padded as little as can be.
@@ -227,14 +227,14 @@ def check_limited(
     return seen
 
 
-def test_by_default_a_pass_holds_2048_tokens(make_prm: MakePRM) -> None:
+def test_by_default_a_pass_holds_1024_tokens(make_prm: MakePRM) -> None:
     model, processor = make_prm()
     problems, verifier = problems_of_their_own(80), model.verifier(processor)
     seen = shapes_seen(model, lambda: verifier.score_solutions(problems, many_solutions(80)))
     assert len(seen) > 1
-    assert all(count * length <= 2048 for count, length in seen)
+    assert all(count * length <= 1024 for count, length in seen)
     # No pass but the last could take one row more.
-    assert all((count + 1) * length > 2048 for count, length in seen[:-1])
+    assert all((count + 1) * length > 1024 for count, length in seen[:-1])
 
 
 def test_batches_by_hand() -> None:
