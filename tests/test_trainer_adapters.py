@@ -426,13 +426,17 @@ def test_gradient_checkpointing_computes_the_same(prm_folder: Folder, tmp_path: 
         trainer, seen = make_trainer(
             prm_folder("qwen2"), folder, options, sgd=True, gradient_checkpointing=checkpointing
         )
-        layer = next(module for name, module in trainer.model.named_modules() if name.endswith("layers.0.mlp"))
-        count: list[int] = []
-        layer.register_forward_pre_hook(lambda *_, count=count: count.append(1))
+        layers = dict(trainer.model.named_modules())
+        count = {"layers.0.mlp": 0, "layers.1.mlp": 0}
+        for end in count:
+            layer = next(module for name, module in layers.items() if name.endswith(end))
+            layer.register_forward_pre_hook(lambda *_, count=count, end=end: count.update({end: count[end] + 1}))
         trainer.train()
         found.append(seen.steps[0])
-        calls.append(len(count))
-    assert calls[1] == 2 * calls[0], "every layer must run again for the gradients"
+        calls.append(count)
+    assert not any(name.endswith("layers.2") for name in layers)
+    assert calls[1]["layers.0.mlp"] == 2 * calls[0]["layers.0.mlp"], "it must run again for the gradients"
+    assert calls[1]["layers.1.mlp"] == calls[0]["layers.1.mlp"], "the last layer's activations are needed at once"
     assert worst_difference(found[1], found[0]) < 1e-6
 
 

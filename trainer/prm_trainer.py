@@ -20,6 +20,7 @@ from .checkpoints import check_whole, last_checkpoint
 from .collator import PRMDataCollator
 from .guards import FiniteLossGuard, describe_records
 from .labels import LabelRules, report_trained_steps
+from .layer_checkpointing import KeepLastLayer
 from .losses import StepLoss, choose_step_loss
 from .metrics import import_sklearn_metrics, step_metrics
 from .model_calibration import Calibration, EvaluatedScores
@@ -127,6 +128,7 @@ class PRMTrainer(StepDataTrainer, SavingTrainer):
             describe = self.train_dataset.describe
         self._guard = FiniteLossGuard(self.accelerator, describe)
         self.add_callback(self._guard)
+        self.add_callback(KeepLastLayer())
         if self.train_dataset is not None:
             self.packing = choose_packing(args.packing, self.model, processing_class.max_length)
         if self.packing is not None:
