@@ -27,7 +27,7 @@ from modeling_prm.scoring import PRMVerifier
 from modeling_prm.solution_score import SolutionScore
 from trainer import scoring_run
 from trainer.result_shards import ShardWriter, finished_rows, read_rows
-from trainer.score import ScoreArguments, hash_weights, main, output_features
+from trainer.score import ScoreArguments, hash_weights, job_settings, main, output_features
 from trainer.scoring_input import Columns, SolutionRow, find_columns
 from trainer.scoring_run import counting_tokens, plan_pieces, score_files
 
@@ -319,6 +319,20 @@ def test_another_input_or_model_is_not_mixed_in(
     with torch.no_grad():
         next(model.value_head.parameters()).flatten()[0].add_(1e-6)
     assert hash_weights(model) != before
+
+
+@pytest.mark.parametrize("options", [{"step_template": "{i}) {step}"}, {"problem_template": "{problem}\n"}])
+def test_another_layout_is_not_mixed_in(options: dict[str, str], make_prm: Callable[..., Any], tmp_path: Path) -> None:
+    source = write_input(tmp_path / "in.jsonl", 2)
+    arguments = ScoreArguments(model="", input="", output="")
+    columns = find_columns([source])
+    found = [
+        job_settings([source], columns, PRMVerifier(*make_prm("llama", **changes)), arguments)
+        for changes in ({}, {}, options)
+    ]
+    assert found[0] == found[1]
+    different = {name for name in found[0] if found[0][name] != found[2][name]}
+    assert different == {"model_layout"}
 
 
 def row(number: int, problem: str, solution: Any) -> SolutionRow:

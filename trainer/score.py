@@ -181,12 +181,15 @@ def job_settings(
     files: Sequence[Path], columns: Columns, verifier: PRMVerifier, options: ScoreArguments
 ) -> dict[str, Any]:
     """What rows depend on; paths are not among it, so that model and input may be moved."""
-    layout = json.dumps({**verifier.model.config.layout, "max_length": verifier.processor.max_length}, sort_keys=True)
+    # By what comes out of it, since a later version of this package may have more options of the layout.
+    probe = verifier.processor.encode(["1 + 1?"], [["1 + 1 = 2.", "So it is 2."]], truncation="drop")[0]
+    layout = json.dumps([list(probe.input_ids), list(probe.step_positions), verifier.model.config.class_weights])
     return {
         "input": describe_files(files),
         "dtype": str(verifier.model.backbone.dtype).removeprefix("torch."),
         "model_weights": hash_weights(verifier.model),
         "model_layout": hashlib.sha256(layout.encode()).hexdigest()[:16],
+        "max_length": verifier.processor.max_length,
         "aggregation": verifier.aggregation,
         "threshold": verifier.threshold,
         "step_style": options.step_style,
