@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -86,6 +87,15 @@ def test_answers_keep_the_order_of_the_questions_and_few_are_under_way() -> None
         server.fault(400)
         with pytest.raises(ServerRefusal):
             asking.post_all("/completions", bodies)
+
+
+def test_threads_wait_for_their_turn_and_not_for_the_timeout() -> None:
+    with CompletionsStandIn(write, work_seconds=0.3) as server:
+        with client(server, concurrency=1, timeout=2.0, retries=0) as asking, ThreadPoolExecutor(10) as pool:
+            # The last one waits 2.7 seconds.
+            answers = list(pool.map(lambda _: texts(asking.post("/completions", BODY)), range(10)))
+        assert answers == [["? 0"]] * 10
+        assert server.most_under_way == 1
 
 
 def test_the_key_is_sent_and_never_shown(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

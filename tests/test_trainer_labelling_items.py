@@ -82,6 +82,17 @@ def test_a_bad_row_is_named(tmp_path: Path, row: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         read_items(file)
     assert "rows.jsonl:2" in str(caught.value)
+    found = read_items(file, on_bad_row="skip")
+    assert len(found.items) == 1
+    assert found.left_out.total() == 1
+
+
+def test_bad_rows_of_labelled_formats_may_be_left_out_too(tmp_path: Path) -> None:
+    rows = [{"prompt": "?", "completions": ["a"], "labels": labels} for labels in ([True], [2.5])]
+    with pytest.raises(ValueError, match=r"rows.jsonl:2"):
+        read_items(written(tmp_path, *rows))
+    found = read_items(written(tmp_path, *rows), on_bad_row="skip")
+    assert (len(found.items), found.left_out.total()) == (1, 1)
 
 
 def test_nothing_to_label_is_said(tmp_path: Path) -> None:

@@ -85,6 +85,9 @@ class LabelArguments:
     step_style: Literal["blank_lines", "newlines", "step_markers", "thinking"] = field(
         default="blank_lines", metadata={"help": "Where a solution given as a text is cut into steps."}
     )
+    on_bad_row: Literal["error", "skip"] = field(
+        default="error", metadata={"help": "Stop at a row that cannot be read, or leave it out and count it."}
+    )
     comparison: Literal["auto", "math-verify", "string"] = field(
         default="math-verify", metadata={"help": "How final answers are compared."}
     )
@@ -166,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
             settings["agree_with"] = describe_files(list_data_files(Path(options.agree_with)))
             rows = partial(_agreed_rows, agreement.kept)
         else:
-            found = read_items(options.input, step_style=options.step_style)
+            found = read_items(options.input, step_style=options.step_style, on_bad_row=options.on_bad_row)
             num_rows, left_out = len(found.items), found.left_out
             _check_answers(found.items, options)
             if options.method in _SAMPLED:
@@ -278,7 +281,7 @@ def _check_answers(items: Sequence[LabelItem], options: LabelArguments) -> None:
 def _common_settings(options: LabelArguments) -> dict[str, Any]:
     settings: dict[str, Any] = {"method": options.method, "input": describe_files(list_data_files(Path(options.input)))}
     if options.method != "consensus":
-        settings["step_style"] = options.step_style
+        settings |= {"step_style": options.step_style, "on_bad_row": options.on_bad_row}
     if options.method not in ("consensus", "arithmetic"):
         settings["answers_compared"] = describe_comparison(options.comparison)
     if options.method == "monte_carlo":

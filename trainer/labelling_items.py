@@ -14,7 +14,7 @@ A row may be
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from .candidates import read_problems
 from .data_files import SourceRow, iter_file_rows, list_data_files
 from .format_parts import DEFAULT_OPTIONS
 from .formats_plain import read_plain
-from .readers import read_step_records
+from .readers import OnBadRow, read_step_records
 from .records import StepRecord
 
 NO_STEP = "the solution holds no step"
@@ -60,12 +60,14 @@ class Items:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def read_items(path: str | Path, *, step_style: str = "blank_lines") -> Items:
+def read_items(path: str | Path, *, step_style: str = "blank_lines", on_bad_row: OnBadRow = "error") -> Items:
     """The solutions of a file or of the files of a folder.
 
     Args:
         path: .jsonl, .json, .csv (of plain columns) or .parquet, the first three also compressed.
         step_style: where a solution that is a text is cut, as `modeling_prm.step_splitting.split_steps` says.
+        on_bad_row: "skip" leaves rows out that cannot be read, and counts them by reason. A file of problems with
+            several solutions is read whole or not at all.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
@@ -78,11 +80,13 @@ def read_items(path: str | Path, *, step_style: str = "blank_lines") -> Items:
     if columns >= {"problem", "answer", "solutions"}:
         _add_candidates(found, path, step_style)
     elif {"question", "answer"} <= columns and "####" in str(first.value["answer"] if first else ""):
-        _add_rows(found, files, _read_gsm8k, step_style)
+        _add_rows(found, files, _read_gsm8k, step_style, on_bad_row)
     elif "problem" in columns and ("solution" in columns or {"steps", "answer"} <= columns):
-        _add_rows(found, files, _read_flat, step_style)
+        _add_rows(found, files, _read_flat, step_style, on_bad_row)
     else:
-        for record in read_step_records(path)[0]:
+        records, report = read_step_records(path, on_bad_row=on_bad_row)
+        found.left_out.update(report.rejected)
+        for record in records:
             answer = extract_answer("\n".join(record.steps))
             found.items.append(
                 LabelItem(
@@ -96,6 +100,9 @@ def read_items(path: str | Path, *, step_style: str = "blank_lines") -> Items:
     if not found.items:
         raise ValueError(f"{path} holds no solution with a step; check the file, and --step-style")
     return found
+
+
+_ReadRow = Callable[[Items, Mapping[str, Any], str], None]
 
 
 def _iter_rows(files: list[Path]) -> Iterator[SourceRow]:
@@ -114,7 +121,7 @@ def _add_candidates(found: Items, path: str | Path, step_style: str) -> None:
                 raise ValueError(f"{problem.place}, solution {number}: {error}") from error
 
 
-def _add_rows(found: Items, files: list[Path], read: Any, step_style: str) -> None:
+def _add_rows(found: Items, files: list[Path], read: _ReadRow, step_style: str, on_bad_row: OnBadRow) -> None:
     for row in _iter_rows(files):
         try:
             if row.error is not None:
@@ -125,7 +132,9 @@ def _add_rows(found: Items, files: list[Path], read: Any, step_style: str) -> No
                 raise TypeError(f"a row must be an object, got {type(row.value).__name__}")
             read(found, row.value, step_style)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{row.place}: {error}") from error
+            if on_bad_row == "error":
+                raise ValueError(f"{row.place}: {error}") from error
+            found.left_out[str(error).partition(": ")[0]] += 1
 
 
 def _read_gsm8k(found: Items, row: Mapping[str, Any], step_style: str) -> None:

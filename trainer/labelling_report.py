@@ -9,6 +9,7 @@ from typing import Any
 from modeling_prm.step_loss import IGNORED_LABEL
 
 from .labelling_consensus import find_first_error
+from .metrics import CORRECT_FROM
 
 
 def measure(rows: Iterable[Mapping[str, Any]], *, rollouts: int | None = None) -> dict[str, Any]:
@@ -32,10 +33,9 @@ def measure(rows: Iterable[Mapping[str, Any]], *, rollouts: int | None = None) -
         counts["steps"] += len(labels)
         for label in labels:
             counts[f"steps_{_kind(label)}"] += 1
-        first = find_first_error(labels)
-        counts[
-            "solutions_undecided" if first is None else "solutions_with_error" if first >= 0 else "solutions_right"
-        ] += 1
+        known = [label for label in labels if label != IGNORED_LABEL]
+        wrong = any(label < CORRECT_FROM for label in known)
+        counts["solutions_wrong" if wrong else "solutions_right" if known else "solutions_unlabelled"] += 1
         for name in ("num_rollouts", "num_tokens", "num_cut"):
             counts[name] += row.get(name) or 0
         counts["num_linear"] += (rollouts or 0) * (len(labels) - 1)
@@ -54,8 +54,8 @@ def measure(rows: Iterable[Mapping[str, Any]], *, rollouts: int | None = None) -
     result["errors"] = dict(errors)
     if against:
         result["against_given"] = dict(against)
-        wrong = sum(number for key, number in against.items() if len(set(key.split("/"))) > 1)
-        result["disagreement"] = _share(wrong, sum(against.values()))
+        differing = sum(number for key, number in against.items() if len(set(key.split("/"))) > 1)
+        result["disagreement"] = _share(differing, sum(against.values()))
         result["first_error_disagreement"] = _share(counts["first_errors_other"], counts["first_errors_compared"])
     return result
 
@@ -67,7 +67,11 @@ def describe(result: Mapping[str, Any], *, method: str, left_out: Mapping[str, i
         return int(result.get(name, 0))
 
     lines = [f"# Labels by {method}", "", "| | number | share |", "| --- | --- | --- |"]
-    for name, text in (("right", "no error"), ("with_error", "an error"), ("undecided", "undecided")):
+    for name, text in (
+        ("right", "no step incorrect"),
+        ("wrong", "a step incorrect"),
+        ("unlabelled", "no label"),
+    ):
         number = count(f"solutions_{name}")
         lines.append(f"| solutions: {text} | {number:,} | {_percent(_share(number, count('solutions')))} |")
     for kind in ("correct", "incorrect", "soft", "unlabelled"):
@@ -130,7 +134,7 @@ def _kind(label: float) -> str:
 
 
 def _word(label: float) -> str:
-    return "correct" if label >= 0.5 else "incorrect"
+    return "correct" if label >= CORRECT_FROM else "incorrect"
 
 
 def _share(part: float, total: float) -> float | None:
