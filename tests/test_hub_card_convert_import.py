@@ -11,12 +11,15 @@ import tiny_models
 import torch
 from clean_process import PROJECT, run_clean
 from hub_stand_in import HubStandIn
+from small_training import make_arguments, make_dataset
 from transformers import AutoTokenizer
 
-from hub_card import CardData
+from hub_card import CardData, publish
 from hub_card.convert import import_prm, main
 from hub_card.publishing import write_repository
 from modeling_prm import PRMForStepScoring, PRMProcessor
+from modeling_prm.sessions import open_session
+from trainer.prm_trainer import PRMTrainer
 
 PROBLEMS, SOLUTIONS = pub.PROBLEMS, pub.SOLUTIONS
 QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -269,6 +272,26 @@ def test_trains_on(tmp_path: Path) -> None:
     expected = -output.logits[1, 2].log_softmax(dim=-1)[2]
     assert output.loss.item() == pytest.approx(expected.item(), abs=1e-5)
     assert model.value_head.out.weight.grad.abs().sum() > 0
+
+
+def test_sessions_training_and_publishing_take_an_imported_prm(tmp_path: Path) -> None:
+    pub.write_causal(tmp_path / "published", "mistral")
+    model, processor = import_prm(tmp_path / "published", layout="math_shepherd")
+    verifier = model.verifier(processor)
+    with open_session(verifier, PROBLEMS[1]) as session:
+        beam = session.root
+        for step in SOLUTIONS[1]:
+            beam = session.extend(beam, step)
+    assert beam.score is not None
+    expected = verifier.score_solution(PROBLEMS[1], SOLUTIONS[1]).step_probs
+    assert beam.score.step_probs == pytest.approx(expected, abs=1e-5)
+    # Loads in a clean process and gives the same logits there.
+    files = publish(model, processor, "user/name", dry_run=True).files
+    assert {"joined_text.py", "model.safetensors", "README.md"} <= files.keys()
+    before = model.value_head.out.weight.detach().clone()
+    arguments = make_arguments(tmp_path / "run", sgd=True, per_device_train_batch_size=8)
+    PRMTrainer(model=model, args=arguments, train_dataset=make_dataset(), processing_class=processor).train()
+    assert not torch.equal(model.value_head.out.weight, before)
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoModelForSequenceClassification, Qwen2Config
 
@@ -178,6 +179,17 @@ def test_separator_of_two_tokens_that_is_the_name_of_another(tmp_path: Path) -> 
     pub.write_token_classification(tmp_path, 2, tokenizer, "llama")
     with pytest.raises(ValueError, match="whose vocabulary has it as another token too"):
         import_prm(tmp_path, separator="\n")
+
+
+def test_special_token_that_takes_the_line_end_after_it(tmp_path: Path) -> None:
+    """Then the chat as one text has other ids than its pieces, which an import must notice."""
+    prm = pub.write_qwen2_prm(tmp_path)
+    stripping = AddedToken("<|im_end|>", special=True, normalized=False, rstrip=True)
+    prm.tokenizer.add_tokens([stripping], special_tokens=True)
+    assert len(prm.tokenizer("<|im_end|>\nx")["input_ids"]) == 2
+    prm.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="cannot be written here as its chat template writes them"):
+        import_prm(tmp_path)
 
 
 def test_nothing_is_left_of_a_failed_import(tmp_path: Path) -> None:
