@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .base_verifier import BaseVerifier, ScoredRows
+from .base_verifier import BaseVerifier, ScoredRows, StepStyle
 from .configuration_prm import PRMConfig
 from .http_client import JsonClient, ServerError, ServerRefusal, key_from_environment
 from .pooling_answers import NotFiniteError, Rows, RowsError, read_models, read_probability, read_rows, rows_of_steps
@@ -49,7 +49,7 @@ class RemoteVerifier(BaseVerifier):
     `max_tokens_per_batch` change nothing here. What may pass (429, 5xx, connections refused or cut, timeouts,
     nonsense) is tried again with growing waits. Before the first solution the server is asked for its models, and a
     probe is scored; what is wrong with all solutions is raised there, with `on_error="record"` too. May be used from
-    several threads.
+    several threads, which nothing else that uses the processor may be.
 
     Args:
         url: of the server, such as `"http://127.0.0.1:8000"`.
@@ -118,7 +118,8 @@ class RemoteVerifier(BaseVerifier):
             concurrency=concurrency,
         )
         self._served: _Served | None = None
-        self._lock = threading.Lock()
+        # One for the first use and for the tokenizer, which is needed there too.
+        self._lock = threading.RLock()
 
     @classmethod
     def from_pretrained(
@@ -183,6 +184,13 @@ class RemoteVerifier(BaseVerifier):
     def max_positions(self) -> int | None:
         """How many tokens the server reads, None where it does not say; asks the server at the first use."""
         return self._connect().max_tokens
+
+    def _encode(
+        self, problems: list[Any], solutions: list[Any], step_style: StepStyle, first_idx: int, *, raises: bool
+    ) -> tuple[list[list[str]], list[EncodedSolution | None], list[str | None]]:
+        # Tokenizers refuse to be used from two threads at once.
+        with self._lock:
+            return super()._encode(problems, solutions, step_style, first_idx, raises=raises)
 
     def _score_encoded(
         self,

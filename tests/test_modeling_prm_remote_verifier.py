@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -120,26 +121,40 @@ def test_results_keep_their_order_when_answers_do_not(make_prm: MakePRM) -> None
 
 def test_the_server_is_asked_for_its_models_once_and_only_when_there_is_something_to_score(make_prm: MakePRM) -> None:
     model, processor = make_prm()
-    with PoolingStandIn(model, processor, work_seconds=0.02) as server:
+    with PoolingStandIn(model, processor) as server:
         there = RemoteVerifier(server.url + "/v1/", processor)  # as completions clients have it
         assert there.score_solutions([], []) == []
         assert there.score_solutions(PROBLEM, [[], [""]], on_error="record")[1].error is not None
         assert server.paths == []
-        results: list[Any] = [None] * 4
-        threads = [
-            threading.Thread(
-                target=lambda i=i: results.__setitem__(i, there.score_solution(PROBLEM, SOLUTIONS[i])), daemon=True
-            )
-            for i in range(4)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
-        assert server.paths == ["/v1/models", *["/pooling"] * 5]
-    expected = PRMVerifier(model, processor).score_solutions(PROBLEM, SOLUTIONS[:4])
-    for result, score in zip(results, expected, strict=True):
-        assert result.step_probs == pytest.approx(score.step_probs, abs=1e-5)
+        there.score_solution(PROBLEM, SOLUTIONS[0])
+        there.score_solutions(PROBLEM, SOLUTIONS)
+        assert server.paths == ["/v1/models", *["/pooling"] * 7]
+
+
+def test_several_threads_may_use_one_at_once(make_prm: MakePRM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of them asks for the models, and the tokenizer, which may refuse it, is not asked by two at a time."""
+    model, processor = make_prm()
+    expected = PRMVerifier(model, processor).score_solutions(PROBLEM, SOLUTIONS)
+    encode, inside, most = processor.encode, [], []
+
+    def watched(*args: Any, **options: Any) -> Any:
+        inside.append(None)
+        most.append(len(inside))
+        time.sleep(0.02)
+        try:
+            return encode(*args, **options)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(PRMProcessor, "encode", lambda self, *args, **options: watched(*args, **options))
+    with PoolingStandIn(model, processor) as server, ThreadPoolExecutor(5) as pool:
+        there = RemoteVerifier(server.url, processor)
+        scores = list(pool.map(lambda steps: there.score_solution(PROBLEM, steps), SOLUTIONS))
+        assert server.paths == ["/v1/models", *["/pooling"] * 6]
+    assert len(most) == 6
+    assert max(most) == 1
+    for found, score in zip(scores, expected, strict=True):
+        assert found.step_probs == pytest.approx(score.step_probs, abs=1e-5)
 
 
 def test_a_model_is_found_or_named(make_prm: MakePRM) -> None:
