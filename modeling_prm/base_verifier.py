@@ -10,6 +10,7 @@ import torch
 from transformers.utils import logging
 
 from .aggregation import aggregate, check_aggregation, first_error
+from .conversation_scoring import ConversationScoring, check_scoring_options
 from .processing_prm import EncodedSolution, check_solution
 from .solution_score import SolutionScore
 from .step_splitting import check_step_style, split_steps
@@ -33,7 +34,7 @@ class ScoredRows(NamedTuple):
     error: str | None = None
 
 
-class BaseVerifier:
+class BaseVerifier(ConversationScoring):
     """Scores and ranks solutions; a subclass says in `_score_encoded` how ids become step probabilities.
 
     Args:
@@ -139,7 +140,7 @@ class BaseVerifier:
             step_style: how `split_steps` cuts a text.
             batch_size: most solutions in one forward pass; by default only `max_tokens_per_batch` limits it.
             max_tokens_per_batch: most tokens in one forward pass, padding included; a longer solution goes
-                alone. By default 2,048 on a CPU and 16,384 otherwise.
+                alone. By default 1,024 on a CPU and 16,384 otherwise.
             on_error: `"raise"`, or `"record"`: a solution that cannot be scored (too long, no step, ...) gives a
                 result with `error` and without scores.
             show_progress: a progress bar; by default where the work takes longer than two seconds.
@@ -156,11 +157,7 @@ class BaseVerifier:
                 than `max_length` or than the backbone's positions, NaN or infinite logits; or an option that
                 cannot be.
         """
-        if on_error not in ("raise", "record"):
-            raise ValueError(f"on_error must be 'raise' or 'record', got {on_error!r}")
-        for name, value in (("batch_size", batch_size), ("max_tokens_per_batch", max_tokens_per_batch)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be None or at least 1, got {value}")
+        check_scoring_options(on_error, batch_size, max_tokens_per_batch)
         check_step_style(step_style)
         if isinstance(solutions, str):
             raise TypeError("solutions is one string; give a list of them, or call score_solution")
@@ -169,14 +166,40 @@ class BaseVerifier:
         if len(texts) != len(solutions):
             raise ValueError(f"got {len(texts)} problems and {len(solutions)} solutions; give one solution a problem")
         steps, encoded, errors = self._encode(texts, solutions, step_style, first_idx, raises=on_error == "raise")
-        results = [self._result(first_idx + row, texts[row], steps[row], errors[row]) for row in range(len(texts))]
+        return self._score_rows(
+            texts,
+            steps,
+            encoded,
+            errors,
+            first_idx,
+            batch_size=batch_size,
+            max_tokens_per_batch=max_tokens_per_batch,
+            on_error=on_error,
+            show_progress=show_progress,
+        )
+
+    def _score_rows(
+        self,
+        problems: list[Any],
+        steps: list[list[str]],
+        encoded: list[EncodedSolution | None],
+        errors: list[str | None],
+        first_idx: int,
+        *,
+        batch_size: int | None,
+        max_tokens_per_batch: int | None,
+        on_error: str,
+        show_progress: bool | None,
+    ) -> list[SolutionScore]:
+        """Results of rows that are ids, or errors, in their order; options as in `score_solutions`."""
+        results = [self._result(first_idx + row, problems[row], steps[row], errors[row]) for row in range(len(steps))]
         scored = self._score_encoded(
             encoded, first_idx, batch_size=batch_size, max_tokens_per_batch=max_tokens_per_batch
         )
         # Closed at once where something raises, so that it undoes what it did to the model.
         with _progress(sum(item is not None for item in encoded), show_progress) as progress, closing(scored):
             for part in scored:
-                for row, result in zip(part.rows, self._read(part, texts, steps, first_idx), strict=True):
+                for row, result in zip(part.rows, self._read(part, problems, steps, first_idx), strict=True):
                     if result.error is not None and on_error == "raise":
                         raise ValueError(result.error)
                     results[row] = result

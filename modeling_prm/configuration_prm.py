@@ -11,6 +11,8 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from .conversation_layout import ConversationLayout
+
 # The newest layout of ids that `PRMProcessor` writes. It grows by one whenever old checkpoints would be read
 # otherwise, or old code would misread new ones, and every older version stays readable.
 LAYOUT_VERSION = 2
@@ -44,6 +46,7 @@ LAYOUT_OPTIONS = (
     "step_joiner",
     "max_length",
     "layout_version",
+    "conversation_layout",
 )
 
 # What `pipeline("step-scoring", ...)` finds in a checkpoint's config.
@@ -67,6 +70,7 @@ _OPTION_TYPES: dict[str, tuple[type, ...]] = {
     "temperature": (float, int),
     "error_threshold": (float, int),
     "layout_version": (int,),
+    "conversation_layout": (dict, type(None)),
 }
 
 
@@ -113,6 +117,8 @@ def check_options(options: dict[str, Any]) -> None:
             "the checkpoint was written by a newer release: upgrade modeling-prm, or load it with "
             "trust_remote_code=True, which takes the code saved beside it"
         )
+    if options.get("conversation_layout") is not None:
+        ConversationLayout.from_dict(options["conversation_layout"])
     for name, marker in (("problem_template", "{problem}"), ("step_template", "{step}")):
         if name in options and options[name].count(marker) != 1:
             raise ValueError(f"{name} must hold {marker} exactly once, got {options[name]!r}")
@@ -175,6 +181,8 @@ class PRMConfig(PretrainedConfig):
         layout_version: version of the layout of ids. In 1, that of PRMs made here, problem, steps and
             separators are tokenized each alone; in 2, that of most PRMs of others, all that stands between two
             special tokens is tokenized as one text.
+        conversation_layout: what stands around the messages of conversations, a `ConversationLayout` as a dictionary;
+            None where the PRM reads none. `PRMForStepScoring.from_backbone` takes it from the chat template.
 
     Unknown options are refused, as are values of the wrong type.
 
@@ -206,6 +214,7 @@ class PRMConfig(PretrainedConfig):
     temperature: float = 1.0
     error_threshold: float = 0.5
     layout_version: int = 1
+    conversation_layout: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         known = {field.name for field in fields(type(self))} | _FOREIGN_OPTIONS

@@ -54,13 +54,7 @@ def joined_templates(
         )
 
     def cut(text: str) -> list[Piece]:
-        pieces: list[Piece] = []
-        end = 0
-        for match in special_tokens.finditer(text):
-            token_id = tokenizer.convert_tokens_to_ids(match[0])
-            pieces += [text[end : match.start()], int(token_id)]
-            end = match.end()
-        return [piece for piece in [*pieces, text[end:]] if piece != ""]
+        return cut_at_specials(tokenizer, special_tokens, text)
 
     return JoinedTemplates(
         before_problem=[*bos_ids, *cut(before_problem)],
@@ -70,6 +64,17 @@ def joined_templates(
         separator=cut(separator),
         joiner=cut(joiner),
     )
+
+
+def cut_at_specials(tokenizer: PreTrainedTokenizerBase, special_tokens: re.Pattern[str], text: str) -> list[Piece]:
+    """A template's text cut at its special tokens, which are given as ids."""
+    pieces: list[Piece] = []
+    end = 0
+    for match in special_tokens.finditer(text):
+        token_id = tokenizer.convert_tokens_to_ids(match[0])
+        pieces += [text[end : match.start()], int(token_id)]
+        end = match.end()
+    return [piece for piece in [*pieces, text[end:]] if piece != ""]
 
 
 class _Writer:

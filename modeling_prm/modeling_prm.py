@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .backbones import add_separator, backbone_init_options, chat_problem_template, load_backbone
 from .configuration_prm import PRMConfig, has_offset_positions
+from .conversation_layout import conversation_layout
 from .processing_prm import PRMProcessor
 from .scoring import PRMVerifier
 from .step_loss import step_loss
@@ -20,6 +21,8 @@ from .step_loss import step_loss
 if TYPE_CHECKING:
     # A checkpoint takes along the files that relative imports reach, in this block too.
     from .pipeline_prm import StepScoringPipeline  # noqa: F401
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -188,6 +191,7 @@ class PRMForStepScoring(PreTrainedModel):
         problem_template: str | None = None,
         step_template: str = PRMConfig.step_template,
         step_joiner: str = PRMConfig.step_joiner,
+        conversations: str = "auto",
         max_length: int | None = None,
         aggregation: str = PRMConfig.aggregation,
         dtype: torch.dtype | str | None = None,
@@ -207,6 +211,9 @@ class PRMForStepScoring(PreTrainedModel):
             head_type, head_dropout, num_labels, class_weights, separator_token, prompt_layout,
             problem_template, step_template, step_joiner, aggregation: as in `PRMConfig`. With
                 `prompt_layout="chat"` the tokenizer's chat template is rendered once and kept.
+            conversations: how conversations are laid out: `"chat"` as the tokenizer's chat template does, which is
+                taken down once and kept; `"plain"` with the role's name before each message; `"auto"` plain where
+                there is no chat template, or, with a warning, where it cannot be taken down.
             max_length: most tokens in one input; by default as many as the backbone reads.
             dtype: of the backbone's weights; float32 by default (train with autocast), or as it is for a
                 loaded model. The head is float32.
@@ -230,6 +237,11 @@ class PRMForStepScoring(PreTrainedModel):
         if problem_template is None:
             chat = prompt_layout == "chat"
             problem_template = chat_problem_template(tokenizer) if chat else PRMConfig.problem_template
+        layout, why_plain = conversation_layout(tokenizer, conversations)
+        if why_plain is not None and tokenizer.chat_template:
+            logger.warning(
+                "conversations are laid out plainly, with the role's name before each message: %s", why_plain
+            )
         config = PRMConfig(
             text_config=backbone.config,
             head_type=head_type,
@@ -243,6 +255,7 @@ class PRMForStepScoring(PreTrainedModel):
             step_joiner=step_joiner,
             max_length=max_length,
             aggregation=aggregation,
+            conversation_layout=layout.to_dict(),
         )
         config.separator_token_id, config.separator_is_reserved = add_separator(backbone, tokenizer, separator_token)
         config.max_length = config.max_length or config.max_positions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 from transformers import Pipeline
@@ -22,15 +22,17 @@ class StepScoringPipeline(Pipeline):
     `pipe({"problem": "1 + 1?", "steps": ["1 + 1 = 2.", "The answer is 2."]})` gives a dictionary with
     `step_probs`, `overall_score`, `weakest_step`, `first_error` and the other fields of `SolutionScore`. A list of
     such inputs gives a list, in the same order; a dataset or a generator gives an iterator, which reads 256 inputs
-    ahead. `steps` may be the solution's whole text. Of a model in memory, make one with
+    ahead. `steps` may be the solution's whole text. A conversation is `{"messages": [...]}`, with `tools` if any, and
+    gives the fields of `ConversationScore`. Of a model in memory, make one with
     `StepScoringPipeline(model=model, processor=processor)`.
 
     Options, when the pipeline is made or at a call: `aggregation` and `threshold` as in `PRMVerifier`,
-    `step_style` as in `split_steps`, `on_error` as in `PRMVerifier.score_solutions`, and `batch_size`, the most
-    solutions in one forward pass (by default only their tokens are limited).
+    `step_style` as in `split_steps`, `step_unit` and `truncation` as in `PRMVerifier.score_messages`, `on_error` as in
+    `PRMVerifier.score_solutions`, and `batch_size`, the most solutions in one forward pass (by default only their
+    tokens are limited).
 
     Raises:
-        TypeError: an input is not a dictionary of `problem` and `steps`, or they are no texts.
+        TypeError: an input is not a dictionary of `problem` and `steps`, or of `messages`, or they are no texts.
         ValueError: an input lacks one of them or has another key, or cannot be scored.
     """
 
@@ -58,8 +60,11 @@ class StepScoringPipeline(Pipeline):
         threshold: float | None = None,
         step_style: Any = None,
         on_error: str | None = None,
+        step_unit: str | None = None,
+        truncation: str | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         options = {"aggregation": aggregation, "threshold": threshold, "step_style": step_style, "on_error": on_error}
+        options |= {"step_unit": step_unit, "truncation": truncation}
         return {}, {name: value for name, value in options.items() if value is not None}, {}
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:
@@ -68,8 +73,11 @@ class StepScoringPipeline(Pipeline):
                 "an input of this pipeline is a dictionary such as {'problem': '1 + 1?', 'steps': ['1 + 1 = 2.']}, "
                 f"got {type(inputs).__name__}"
             )
-        if inputs.keys() != {"problem", "steps"}:
-            raise ValueError(f"an input has the keys 'problem' and 'steps', got {sorted(map(str, inputs))}")
+        if inputs.keys() != {"problem", "steps"} and not {"messages"} <= inputs.keys() <= {"messages", "tools"}:
+            raise ValueError(
+                "an input has the keys 'problem' and 'steps', or 'messages' and, if any, 'tools', got "
+                f"{sorted(map(str, inputs))}"
+            )
         return dict(inputs)
 
     def _forward(self, model_inputs: Any, **options: Any) -> Any:
@@ -105,11 +113,25 @@ class StepScoringPipeline(Pipeline):
         verifier = PRMVerifier(
             self.model, self.processor, options.get("aggregation"), threshold=options.get("threshold")
         )
-        return verifier.score_solutions(
-            [item["problem"] for item in items],
-            [item["steps"] for item in items],
-            step_style=options.get("step_style", "blank_lines"),
-            on_error=options.get("on_error", "raise"),
-            batch_size=batch_size,
-            first_idx=first_idx,
-        )
+        common = {"on_error": options.get("on_error", "raise"), "batch_size": batch_size}
+        results: list[Any] = []
+        # Inputs of one kind in a row are scored together.
+        for is_conversation, group in groupby(items, key=lambda item: "messages" in item):
+            some, start = list(group), first_idx + len(results)
+            if is_conversation:
+                results += verifier.score_conversations(
+                    some,
+                    step_unit=options.get("step_unit", "turn"),
+                    truncation=options.get("truncation", "error"),
+                    first_idx=start,
+                    **common,
+                )
+            else:
+                results += verifier.score_solutions(
+                    [item["problem"] for item in some],
+                    [item["steps"] for item in some],
+                    step_style=options.get("step_style", "blank_lines"),
+                    first_idx=start,
+                    **common,
+                )
+        return results

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 from transformers import BatchEncoding, PreTrainedTokenizerBase, ProcessorMixin
 
 from .configuration_prm import LAYOUT_OPTIONS, PRMConfig, check_options
-from .joined_text import Piece, TokenizedText, join_ids, joined_templates, write_pieces
+from .conversation_ids import conversation_ids
+from .conversation_layout import ConversationLayout
+from .conversations import Conversation
+from .joined_text import Piece, TokenizedText, cut_at_specials, join_ids, joined_templates, write_pieces
 
 # Text with digits, code, spaces, line ends and several scripts. Its ids are saved with a processor, so
 # that a tokenizer which loads as another class, and then cuts text differently, is noticed.
@@ -42,8 +45,8 @@ class PRMProcessor(ProcessorMixin):
     Args:
         tokenizer: the backbone's tokenizer, with the separator in its vocabulary.
         separator_token, separator_is_reserved, score_offset, prompt_layout, problem_template,
-        step_template, step_joiner, max_length, layout_version: as in `PRMConfig`; with `max_length=None`
-            only the model limits the length. All but `max_length` are fixed then.
+        step_template, step_joiner, max_length, layout_version, conversation_layout: as in `PRMConfig`; with
+            `max_length=None` only the model limits the length. All but `max_length` are fixed then.
         ids_probe: SHA-256 of the ids of a fixed text, saved with a processor to check the tokenizer
             that loads.
 
@@ -65,6 +68,7 @@ class PRMProcessor(ProcessorMixin):
         max_length: int | None = None,
         layout_version: int = PRMConfig.layout_version,
         ids_probe: str | None = None,
+        conversation_layout: dict[str, Any] | None = None,
     ) -> None:
         options = {name: value for name, value in locals().items() if name in LAYOUT_OPTIONS}
         check_options(options)
@@ -105,7 +109,22 @@ class PRMProcessor(ProcessorMixin):
                 f"step_template holds the special token {found[0]!r}, which would be plain text there; put it into "
                 "problem_template or step_joiner"
             )
+        self._prepare_conversations()
         self._spelled = self._spell_specials()
+
+    def _prepare_conversations(self) -> None:
+        self._conversation_layout = None
+        if self.conversation_layout is None:
+            return
+        self._conversation_layout = layout = ConversationLayout.from_dict(self.conversation_layout)
+        self._cut_texts: dict[str, list[Piece]] = {}
+        self._conversation_bos = _bos_ids(self.tokenizer) if layout.adds_bos else []
+        texts = (*layout.between.values(), *layout.between_with_tools.values(), layout.thinking)
+        if self.separator_token and self.separator_is_reserved and self.separator_token in "".join(texts):
+            raise ValueError(
+                f"conversation_layout holds the separator {self.separator_token!r}, which may only end steps; choose "
+                "another separator"
+            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in LAYOUT_OPTIONS and name != "max_length" and hasattr(self, "_spelled"):
@@ -187,6 +206,87 @@ class PRMProcessor(ProcessorMixin):
                     f"max_length={self.max_length}; raise max_length or pass truncation='drop'"
                 )
         return encoded
+
+    def encode_conversations(
+        self, conversations: Sequence[Conversation], *, truncation: str = "error", limit: int | None = None
+    ) -> list[tuple[EncodedSolution, int]]:
+        """Encode conversations in the PRM's `conversation_layout`, each as one input.
+
+        A separator stands after each scored turn, or tool call, before the white space that follows it. What
+        follows the last scored turn is not read.
+
+        Args:
+            conversations: B of them, as `check_conversation` makes them.
+            truncation: `"error"` raises where an input is longer than the limit; `"drop"` leaves out whole steps
+                from the first that does not fit on, with what follows it; `"drop_tool_results"` replaces the oldest
+                tool results by a marker, as many as needed, and raises where that is not enough.
+            limit: most tokens of an input beside `max_length`.
+
+        Returns:
+            For each the ids and step positions, and how many tool results were replaced.
+
+        Raises:
+            ValueError: the PRM has no layout for conversations, its chat template has no place for something, or an
+                input is too long.
+        """
+        if truncation not in ("error", "drop", "drop_tool_results"):
+            raise ValueError(f"truncation must be 'error', 'drop' or 'drop_tool_results', got {truncation!r}")
+        limits = [number for number in (self.max_length, limit) if number is not None]
+        most = min(limits) if limits else None
+        results = []
+        for index, (one, item) in enumerate(zip(conversations, self._conversation_rows(conversations), strict=True)):
+            dropped, total = 0, len(item.input_ids)
+            if truncation == "drop_tool_results" and most is not None and total > most:
+                dropped, item = self._drop_results(one, most)
+            if most is not None and len(item.input_ids) > most:
+                kept = [position for position in item.step_positions if position - self.score_offset < most]
+                if truncation != "drop":
+                    without = f", and {len(item.input_ids)} without any tool result" if dropped else ""
+                    raise ValueError(
+                        f"conversation {index} has {total} tokens{without}, and at most {most} are read: only "
+                        f"{len(kept)} of {item.num_steps} steps fit; raise max_length if the backbone reads more, or "
+                        f"{'shorten it' if dropped else 'pass truncation=' + repr('drop_tool_results')}"
+                    )
+                ids = item.input_ids[: kept[-1] - self.score_offset + 1 if kept else most]
+                item = EncodedSolution(ids, kept, item.num_steps)
+            results.append((item, dropped))
+        return results
+
+    def _conversation_rows(self, conversations: Sequence[Conversation]) -> list[EncodedSolution]:
+        """Ids of whole conversations, however long."""
+        if self._conversation_layout is None:
+            raise ValueError(
+                "this PRM was made without a layout for conversations, so that it cannot read messages; make one with "
+                "PRMForStepScoring.from_backbone(..., conversations='auto')"
+            )
+        rows = conversation_ids(
+            conversations,
+            self._conversation_layout,
+            cut=self._cut,
+            tokenize=self._text_ids,
+            bos_ids=self._conversation_bos,
+            separator_ids=self.separator_ids,
+        )
+        return [EncodedSolution(ids, [end + self.score_offset for end in ends], len(ends)) for ids, ends in rows]
+
+    def _drop_results(self, conversation: Conversation, most: int) -> tuple[int, EncodedSolution]:
+        """As few of the oldest tool results replaced as needed to have so many tokens, or all."""
+        few, many = 1, len(conversation.tool_results)
+        best = self._conversation_rows([conversation.without_results(many)])[0]
+        while few < many:
+            middle = (few + many) // 2
+            item = self._conversation_rows([conversation.without_results(middle)])[0]
+            if len(item.input_ids) <= most:
+                many, best = middle, item
+            else:
+                few = middle + 1
+        return many, best
+
+    def _cut(self, text: str) -> list[Piece]:
+        """A template's text, cut at its special tokens."""
+        if text not in self._cut_texts:
+            self._cut_texts[text] = cut_at_specials(self.tokenizer, _special_pattern(self.tokenizer), text)
+        return self._cut_texts[text]
 
     def _encode_alone(self, problems: Sequence[str], solutions: Sequence[Sequence[str]]) -> list[EncodedSolution]:
         """Ids of layout version 1, in which every piece is tokenized alone."""

@@ -21,6 +21,7 @@ OURS = ("trainer", "hub_card", "modeling_prm")
 # What goes out with every checkpoint.
 CODE_FILES = {
     *("aggregation.py", "backbones.py", "base_verifier.py", "batching.py", "capabilities.py", "configuration_prm.py"),
+    *("conversation_ids.py", "conversation_layout.py", "conversation_scoring.py", "conversations.py"),
     *("joined_text.py", "modeling_prm.py", "pipeline_prm.py", "processing_prm.py", "scoring.py", "shared_prefix.py"),
     *("solution_score.py", "step_loss.py", "step_splitting.py"),
 }

@@ -228,6 +228,7 @@ def test_every_option_survives_saving(labels: dict[str, Any], tmp_path: Path) ->
         "max_length": 99,
         "aggregation": "product",
         "layout_version": 1,
+        "conversation_layout": None,
     }
     PRMConfig(text_config=llama(), **options, **labels).save_pretrained(tmp_path)
     loaded = PRMConfig.from_pretrained(tmp_path)
