@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hub_card.errors import one_line_errors
-from trainer.command_line import parse_options, set_up_logging
+from trainer.command_line import choose_dtype, parse_options, set_up_logging
 
 
 @dataclass
@@ -182,3 +183,31 @@ def test_only_the_main_process_tells_what_it_does() -> None:
         for name in ("trainer.readers", "modeling_prm.backbones", "hub_card.clean_process"):
             assert logging.getLogger(name).isEnabledFor(logging.INFO) is enabled
             assert logging.getLogger(name).isEnabledFor(logging.ERROR)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx2": True}, torch.float32),
+        ({"avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+    ],
+)
+def test_the_dtype_on_a_cpu(
+    capabilities: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    cpu = torch.device("cpu")
+    assert choose_dtype("auto", cpu) == expected
+    # What is named is taken.
+    assert choose_dtype("float32", cpu) == torch.float32
+    assert choose_dtype("bfloat16", cpu) == torch.bfloat16
+    assert choose_dtype("float16", cpu) == torch.float16
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_dtype_on_a_gpu(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    assert choose_dtype("auto", torch.device("cuda", 0)) == (torch.bfloat16 if native else torch.float32)
+    assert choose_dtype("auto", torch.device("mps")) == torch.float32

@@ -38,7 +38,7 @@ from modeling_prm.scoring import PRMVerifier
 
 from .answers import answers_equal, describe_comparison, group_answers
 from .candidates import Problem, count, read_problems, unscored, write_problems
-from .command_line import parse_options, set_up_logging
+from .command_line import choose_dtype, parse_options, set_up_logging
 from .selection import bootstrap_interval, draw_subsets, expected_best_of_n, pass_at_n, vote
 
 logger = logging.getLogger(__name__)
@@ -68,8 +68,9 @@ class BestOfNArguments:
         default=None, metadata={"help": "The PRM's name on the server; needed where that has several models."}
     )
     concurrency: int = field(default=32, metadata={"help": "Most requests to the server at a time."})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "Dtype of the backbone's weights."}
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="float32",
+        metadata={"help": "Dtype of the backbone's weights; auto is bfloat16 where the device computes in it."},
     )
     device: str | None = field(default=None, metadata={"help": "Where to score, a GPU if there is one by default."})
     max_tokens_per_batch: int | None = field(
@@ -190,10 +191,11 @@ def load_verifier(options: BestOfNArguments) -> BaseVerifier:
             model=options.served_model,
             concurrency=options.concurrency,
         )
-    dtype = getattr(torch, options.dtype)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = choose_dtype(options.dtype, device)
     model = PRMForStepScoring.from_pretrained(options.model, revision=options.revision, dtype=dtype)
     processor = PRMProcessor.from_pretrained(options.model, revision=options.revision)
-    model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(device)
     return PRMVerifier(model, processor)
 
 

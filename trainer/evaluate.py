@@ -35,7 +35,7 @@ from .benchmark_results import (
     write_predictions,
 )
 from .benchmarks import HUB_IDS, PRMBENCH, PROCESSBENCH, BenchmarkItem, read_benchmark
-from .command_line import parse_options, set_up_logging
+from .command_line import choose_dtype, parse_options, set_up_logging
 from .data_files import is_hub_id
 
 logger = logging.getLogger(__name__)
@@ -77,8 +77,9 @@ class EvaluateArguments:
     )
     held_out_fraction: float = field(default=0.2, metadata={"help": "Share of the problems that is held out."})
     seed: int = field(default=0, metadata={"help": "Chooses the problems that are held out."})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "Dtype of the backbone's weights."}
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="float32",
+        metadata={"help": "Dtype of the backbone's weights; auto is bfloat16 where the device computes in it."},
     )
     max_tokens_per_batch: int | None = field(
         default=None, metadata={"help": "Most tokens in one forward pass, padding included."}
@@ -179,7 +180,7 @@ def check_subset(threshold_from: str | float, items: Sequence[BenchmarkItem]) ->
 
 def load_verifier(options: EvaluateArguments, device: torch.device) -> PRMVerifier:
     """The PRM that `--model` names, on a device."""
-    dtype = getattr(torch, options.dtype)
+    dtype = choose_dtype(options.dtype, device)
     model = PRMForStepScoring.from_pretrained(options.model, revision=options.revision, dtype=dtype)
     processor = PRMProcessor.from_pretrained(options.model, revision=options.revision)
     return PRMVerifier(model.to(device), processor)

@@ -46,7 +46,7 @@ from hub_card.errors import one_line_errors
 from modeling_prm import PRMForStepScoring, PRMProcessor
 from modeling_prm.scoring import PRMVerifier
 
-from .command_line import parse_options, set_up_logging
+from .command_line import choose_dtype, parse_options, set_up_logging
 from .data_files import list_data_files
 from .result_shards import ShardWriter
 from .scoring_input import Columns, describe_files, find_columns
@@ -91,8 +91,9 @@ class ScoreArguments:
     )
     with_problem: bool = field(default=False, metadata={"help": "Write the problem too."})
     with_steps: bool = field(default=False, metadata={"help": "Write the steps too."})
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
-        default="float32", metadata={"help": "Dtype of the backbone's weights; auto is that of the checkpoint."}
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="float32",
+        metadata={"help": "Dtype of the backbone's weights; auto is bfloat16 where the device computes in it."},
     )
     max_tokens_per_batch: int | None = field(
         default=None, metadata={"help": "Most tokens in one forward pass, padding included."}
@@ -161,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
 
 def load_verifier(options: ScoreArguments, device: torch.device) -> PRMVerifier:
     """The PRM that `--model` names, on a device."""
-    dtype = "auto" if options.dtype == "auto" else getattr(torch, options.dtype)
+    dtype = choose_dtype(options.dtype, device)
     model = PRMForStepScoring.from_pretrained(options.model, revision=options.revision, dtype=dtype)
     processor = PRMProcessor.from_pretrained(options.model, revision=options.revision)
     return PRMVerifier(model.to(device), processor, options.aggregation, threshold=options.threshold)
