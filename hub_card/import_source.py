@@ -181,8 +181,12 @@ def keep_card(source: Source, layout: str, folder: Path) -> None:
     if readme.is_file():
         data = ModelCard(readme.read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True).data
     hub_id = source.label if not Path(source.label).exists() else None
+    description = f"Imported from {hub_id or Path(source.label).name} (layout {layout}), whose step scores it gives."
+    # A licence of the Hub's kind "other" is told by these.
+    if named := " ".join(_texts(data, "license_name") + _texts(data, "license_link")):
+        description += f" Licence of the original: {named}."
     card = CardData(
-        description=f"Imported from {hub_id or Path(source.label).name} (layout {layout}), whose step scores it gives.",
+        description=description,
         base_model=_first(data, "base_model") or hub_id,
         datasets=_texts(data, "datasets"),
         license=_first(data, "license"),

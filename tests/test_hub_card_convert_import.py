@@ -247,17 +247,19 @@ for folder in arguments["folders"]:
 def test_card_keeps_licence_and_base_model(tmp_path: Path) -> None:
     pub.write_causal(tmp_path / "published", "mistral")
     (tmp_path / "published" / "README.md").write_text(
-        "---\nlicense: mit\nbase_model: mistralai/Mistral-7B-v0.1\ndatasets: [a/b]\nlanguage: en\n---\n# Title\n"
+        "---\nlicense: other\nlicense_name: qwen\nlicense_link: here/LICENSE\n"
+        "base_model: mistralai/Mistral-7B-v0.1\ndatasets: [a/b]\nlanguage: en\n---\n# Title\n"
     )
     (tmp_path / "published" / "LICENSE").write_text("MIT, as it stands")
     model, processor = import_prm(tmp_path / "published", tmp_path / "ours", layout="math_shepherd")
     card = CardData.from_json((tmp_path / "ours" / "card_data.json").read_text())
-    assert (card.license, card.base_model, card.datasets) == ("mit", "mistralai/Mistral-7B-v0.1", ("a/b",))
+    assert (card.license, card.base_model, card.datasets) == ("other", "mistralai/Mistral-7B-v0.1", ("a/b",))
     assert card.languages == ("en",)
-    assert "Imported from published (layout math_shepherd)" in card.description
+    assert card.description.startswith("Imported from published (layout math_shepherd)")
+    assert card.description.endswith("Licence of the original: qwen here/LICENSE.")
     assert (tmp_path / "ours" / "LICENSE").read_text() == "MIT, as it stands"
     render = write_repository(model, processor, tmp_path / "repository", card=card, repo_id="user/name")
-    assert "license: mit" in render(None)
+    assert "license: other" in render(None)
 
 
 def test_trains_on(tmp_path: Path) -> None:
