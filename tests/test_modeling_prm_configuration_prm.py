@@ -254,6 +254,7 @@ def test_defaults_and_labels_of_one_logit() -> None:
         "step_joiner": "\n",
         "max_length": None,
         "layout_version": 1,
+        "conversation_layout": None,
     }
     assert (config.head_type, config.head_dropout, config.aggregation) == ("linear", 0.1, "min")
 

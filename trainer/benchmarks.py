@@ -21,6 +21,7 @@ from typing import Any
 
 from modeling_prm.step_loss import IGNORED_LABEL
 
+from .conversation_data import CONVERSATION
 from .data_files import SourceRow, is_hub_id, iter_file_rows, iter_hub_rows, list_data_files
 from .formats import strip_step_numbers
 from .metrics import CORRECT_FROM
@@ -50,6 +51,7 @@ class BenchmarkItem:
         steps: S steps.
         labels: S labels.
         generator: the model that wrote the solution, where it is known.
+        conversation: of an agent's, its messages as `trainer.conversation_data` writes them.
     """
 
     id: str
@@ -58,6 +60,7 @@ class BenchmarkItem:
     steps: tuple[str, ...]
     labels: tuple[float, ...]
     generator: str | None = None
+    conversation: str | None = None
 
 
 def read_benchmark(benchmark: str, data: str | None = None, *, split: str | None = None) -> list[BenchmarkItem]:
@@ -86,6 +89,7 @@ def read_benchmark(benchmark: str, data: str | None = None, *, split: str | None
             problem=row["problem"],
             steps=tuple(row["steps"]),
             labels=tuple(row["labels"]),
+            conversation=row.get(CONVERSATION),
         )
         for number, row in enumerate(rows)
     ]

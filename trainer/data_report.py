@@ -24,6 +24,7 @@ from modeling_prm import PRMConfig, PRMProcessor
 from modeling_prm.step_loss import IGNORED_LABEL
 
 from .command_line import set_up_logging
+from .conversation_data import encode_records
 from .data_files import is_hub_id
 from .data_report_view import draw, render
 from .decontamination import (
@@ -227,7 +228,7 @@ def _tokens(dataset: datasets.Dataset, processor: PRMProcessor) -> Lengths:
     per_step: list[int] = []
     whole: list[int] = []
     for batch in dataset.iter(batch_size=_BATCH):
-        for item in processor.encode(batch["problem"], batch["steps"], truncation="drop"):
+        for item in encode_records(processor, batch):
             whole.append(len(item.input_ids))
             per_step += np.diff(item.step_positions).tolist()
     found = {"tokens a later step": per_step, "tokens a solution": whole}
@@ -261,7 +262,7 @@ def truncated(dataset: datasets.Dataset, processor: PRMProcessor, max_length: in
     before, processor.max_length = processor.max_length, max_length
     try:
         for batch in dataset.iter(batch_size=_BATCH):
-            items = processor.encode(batch["problem"], batch["steps"], truncation="drop")
+            items = encode_records(processor, batch)
             for item, labels in zip(items, batch["labels"], strict=True):
                 dropped = labels[len(item.step_positions) :]
                 known = [label for label in dropped if label != IGNORED_LABEL]

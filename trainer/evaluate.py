@@ -36,6 +36,7 @@ from .benchmark_results import (
 )
 from .benchmarks import HUB_IDS, PRMBENCH, PROCESSBENCH, BenchmarkItem, read_benchmark
 from .command_line import choose_dtype, parse_options, set_up_logging
+from .conversation_data import score_records
 from .data_files import is_hub_id
 
 logger = logging.getLogger(__name__)
@@ -199,9 +200,11 @@ def score_items(
     state = PartialState()
     order = sorted(range(len(items)), key=lambda i: (-len(items[i].problem) - sum(map(len, items[i].steps)), i))
     mine = order[state.process_index :: state.num_processes]
-    results = verifier.score_solutions(
+    results = score_records(
+        verifier,
         [items[row].problem for row in mine],
         [list(items[row].steps) for row in mine],
+        [items[row].conversation for row in mine],
         max_tokens_per_batch=max_tokens_per_batch,
         on_error="record",
         show_progress=None if state.is_main_process else False,
@@ -210,7 +213,9 @@ def score_items(
     for place, (row, result) in enumerate(zip(mine, results, strict=True)):
         item = items[row]
         # The verifier counts through the share.
-        error = None if result.error is None else re.sub(rf"\bsolution {place}\b", item.id, result.error)
+        error = (
+            None if result.error is None else re.sub(rf"\b(?:solution|conversation) {place}\b", item.id, result.error)
+        )
         scored.append(
             (
                 row,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .format_parts import Reader, ReaderOptions, Row, RowLeftOut, strip_step_numbers
 from .formats_benchmarks import BENCHMARK_READERS
+from .formats_messages import MESSAGE_READERS
 from .formats_monte_carlo import MONTE_CARLO_READERS
 from .formats_plain import PLAIN_READERS
 from .formats_prm800k import PRM800K_READERS
@@ -26,6 +27,7 @@ READERS: dict[str, Reader] = {
         TAGGED_READERS,
         MONTE_CARLO_READERS,
         ROLLOUT_READERS,
+        MESSAGE_READERS,
     )
     for reader in readers
 }

@@ -27,8 +27,7 @@ def read_plain(row: Row, options: ReaderOptions) -> list[StepRecord]:
     what it counts as; where that is given, numbers must be +1, 0 and -1. Texts are taken as they are. A column
     `problem_group` may say which problem this one is a version of.
     """
-    given = to_tuple("labels", row["labels"])
-    labels = _binary_labels(given) if options.neutral is None else _labels_of_ratings(given, options.neutral)
+    labels = labels_of_plain(to_tuple("labels", row["labels"]), options)
     return [
         StepRecord(
             problem=row["problem"],
@@ -38,6 +37,11 @@ def read_plain(row: Row, options: ReaderOptions) -> list[StepRecord]:
             classes=options.neutral == "class",
         )
     ]
+
+
+def labels_of_plain(given: tuple[Any, ...], options: ReaderOptions) -> tuple[Any, ...]:
+    """Labels in one of the codes of `read_plain`."""
+    return _binary_labels(given) if options.neutral is None else _labels_of_ratings(given, options.neutral)
 
 
 def plain_code(row: Row) -> str | None:

@@ -12,6 +12,7 @@ import datasets
 from modeling_prm import PRMProcessor
 from modeling_prm.step_loss import IGNORED_LABEL
 
+from .conversation_data import encode_records
 from .records import StepRecord
 from .token_cache import tokens_file, tokens_fingerprint
 
@@ -88,7 +89,7 @@ def tokenize_dataset(
     if numbers is not None and "int" not in str(getattr(numbers, "dtype", "")):
         dataset = dataset.remove_columns(RECORD_NUMBER)  # of another meaning
     options = {"truncation": truncation, "num_labels": num_labels}
-    code = (type(processor), StepRecord, _tokenize_batch)
+    code = (type(processor), StepRecord, _tokenize_batch, encode_records)
     fingerprint = tokens_fingerprint(dataset, processor, options, code)
     tokenized = dataset.map(
         _tokenize_batch,
@@ -141,7 +142,7 @@ def _tokenize_batch(
         except (TypeError, ValueError) as error:
             raise ValueError(f"record {index} (from 0): {error}") from error
     try:
-        encoded = processor.encode(batch["problem"], batch["steps"], truncation="drop")
+        encoded = encode_records(processor, batch)
     except ValueError as error:
         raise ValueError(f"in records {indices[0]} to {indices[-1]}: {error}") from error
     for index, item in zip(indices, encoded, strict=True):

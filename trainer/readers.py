@@ -17,6 +17,7 @@ from typing import Any, Literal, TextIO, overload
 
 from datasets import Dataset, Features, IterableDataset, List, Value
 
+from .conversation_data import CONVERSATION
 from .data_files import (
     SUFFIXES,
     SourceRow,
@@ -94,7 +95,8 @@ def load_step_dataset(
     Returns:
         A dataset with the columns `problem` (string), `steps` (list of string), `labels` (list of
         float32: 1 correct, 0 incorrect, between them soft, -100 no label; class indices with the format
-        `classes`) and `problem_group` (string or null); one row a record.
+        `classes`) and `problem_group` (string or null), and where there are conversations of agents `conversation`
+        (string or null); one row a record.
     """
     if streaming:
         from .record_stream import stream_step_dataset  # which builds on this module
@@ -116,13 +118,17 @@ def load_step_dataset(
     if format == "auto":
         logger.info("%s: read as format %r, found by its columns", report.source, report.format)
     logger.log(logging.WARNING if report.rejected or report.num_contradictory else logging.INFO, report.summary())
-    columns = {
+    features = Features(STEP_FEATURES)
+    columns: dict[str, list[Any]] = {
         "problem": [record.problem for record in records],
         "steps": [list(record.steps) for record in records],
         "labels": [list(record.labels) for record in records],
         "problem_group": [record.problem_group for record in records],
     }
-    return Dataset.from_dict(columns, features=STEP_FEATURES)
+    if any(record.conversation is not None for record in records):
+        columns[CONVERSATION] = [record.conversation for record in records]
+        features[CONVERSATION] = Value("string")
+    return Dataset.from_dict(columns, features=features)
 
 
 def read_step_records(

@@ -18,6 +18,7 @@ from typing import Any
 
 import datasets
 
+from .conversation_data import CONVERSATION
 from .data_files import SourceRow, is_hub_id, iter_file_rows, iter_stream, list_data_files
 from .format_parts import Neutral, Paths, ReaderOptions
 from .formats import READERS
@@ -34,7 +35,12 @@ _MOST_SHOWN = 5
 _ROWS_A_FILE = 10**10
 
 FEATURES = datasets.Features(
-    {**STEP_FEATURES, SOURCE: datasets.Value("string"), RECORD_NUMBER: datasets.Value("int64")}
+    {
+        **STEP_FEATURES,
+        CONVERSATION: datasets.Value("string"),
+        SOURCE: datasets.Value("string"),
+        RECORD_NUMBER: datasets.Value("int64"),
+    }
 )
 
 
@@ -197,6 +203,7 @@ def _iter_source(
             "steps": list(record.steps),
             "labels": list(record.labels),
             "problem_group": record.problem_group,
+            CONVERSATION: record.conversation,
             SOURCE: f"{file}:{number}",
             RECORD_NUMBER: current.number * _ROWS_A_FILE + number,
         }

@@ -23,6 +23,8 @@ class StepRecord:
             With `classes`, class indices 0, 1, 2, ... in their place.
         problem_group: The text that this problem is a version of, where it is one. Records of one group,
             like those of one problem, stay on one side of a split.
+        conversation: The conversation of an agent that the steps are turns of, as `trainer.conversation_data` writes
+            it; then the model reads it in place of problem and steps.
         classes: Whether labels are class indices, for models of several classes a step.
 
     Raises:
@@ -38,6 +40,7 @@ class StepRecord:
     labels: tuple[float, ...]
     problem_group: str | None = None
     classes: bool = False
+    conversation: str | None = None
 
     def __post_init__(self) -> None:
         _check_text("problem", self.problem)

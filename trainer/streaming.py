@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from modeling_prm import PRMProcessor
 from modeling_prm.step_loss import IGNORED_LABEL
 
+from .conversation_data import CONVERSATION, encode_records
 from .data_files import iter_stream
 from .formats import READERS
 from .labels import LabelRules
@@ -133,9 +134,8 @@ class StepStream(torch.utils.data.IterableDataset[dict[str, Any]]):
 
     def _tokenize(self, rows: Sequence[dict[str, Any]], counts: Counter[str]) -> Iterator[dict[str, Any]]:
         rows = [self._check(row) for row in rows]
-        encoded = self.processor.encode(
-            [row["problem"] for row in rows], [row["steps"] for row in rows], truncation="drop"
-        )
+        names = ("problem", "steps", CONVERSATION)
+        encoded = encode_records(self.processor, {name: [row.get(name) for row in rows] for name in names})
         for row, item in zip(rows, encoded, strict=True):
             kept = len(item.step_positions)
             counts["records"] += 1
