@@ -89,7 +89,8 @@ def measure(
     layout = options.layout
     if layout == "auto":
         layout = "qwen2_prm" if family == "qwen2" else "token_classification"
-    export_prm(prm, folder / "served", layout=layout)
+    # Without the tokenizer, which beside some configs loads with other ids: the server is sent ids.
+    export_prm(prm, folder / "served", layout=layout, tokenizer=False)
     items = processor.encode(problems, solutions)
     common = {"prm": Path(prm).name, "family": family, "layout": layout, "rows": options.rows, "dtype": options.dtype}
     common |= {"solutions": len(solutions), "tokens": sum(len(item.input_ids) for item in items)}

@@ -119,7 +119,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, PRMF
         sys.path.remove(str(BENCHMARKS))
     root = tmp_path_factory.mktemp("served")
     prm = write_prm("qwen2", root / "prm")
-    export_prm(prm, root / "export", layout="qwen2_prm")
+    export_prm(prm, root / "export", layout="qwen2_prm", tokenizer=False)
     model, processor = PRMForStepScoring.from_pretrained(prm), PRMProcessor.from_pretrained(prm)
     with VllmServer(
         make_environment(Path(ENVIRONMENT)),
