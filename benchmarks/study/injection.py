@@ -243,7 +243,7 @@ def _carry(
     if texts[-1] is None or texts[-1] == lines[-1].text:
         return None  # the error does not reach the answer
     read = tuple(new if new is not None else line.text for new, line in zip(texts, lines, strict=True))
-    labels = tuple(float(new is None or new == line.text) for new, line in zip(texts, lines, strict=True))
+    labels = tuple(float(new is None) for new in texts)
     return WrongSolution(kind=kind, lines=read, labels=labels)
 
 
