@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -34,6 +35,8 @@ from trainer.demo_data import generate_arithmetic
 
 def main() -> int:
     options = parse()
+    # So that an end from outside ends the server too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     python = make_environment(Path(options.environment))
     say(options, {"event": "environment", **installed_versions(python)})
     problems, solutions = read_solutions(options.solutions, options.num_solutions)
