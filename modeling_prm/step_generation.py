@@ -127,7 +127,7 @@ class CausalLMStepGenerator:
         self.seed = seed
         self.batch_size = batch_size
         self.is_final = is_final
-        self.prompt_template, self._bos = _template_and_bos(tokenizer, prompt_template)
+        self.prompt_template, self._bos = template_and_bos(tokenizer, prompt_template)
         self._special = _special_pattern(tokenizer)
         self._eos = end_ids(model, tokenizer)
         self._stop_criterion = StopStringCriteria(tokenizer, list(stop_strings))
@@ -309,8 +309,12 @@ def derive_seed(seed: int, problem: str, prefixes: Sequence[Sequence[str]], n: i
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
 
 
-def _template_and_bos(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, list[int]]:
-    """The template of prompts, and the ids to put before it."""
+def template_and_bos(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, list[int]]:
+    """The template of prompts, and the ids to put before it, which a chat template writes itself.
+
+    Raises:
+        TypeError, ValueError: the template is no string, or has not `{problem}` exactly once.
+    """
     if template is None and tokenizer.chat_template:
         # A chat template writes the special tokens that it wants.
         return chat_problem_template(tokenizer), []

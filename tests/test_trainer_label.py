@@ -241,6 +241,7 @@ def test_a_server_that_dies_ends_the_run_and_keeps_what_is_finished(tmp_path: Pa
         (["--method", "outcome", "--agree-with", "x"], "is for nothing else"),
         (["--method", "outcome", "--rollouts", "0"], "--rollouts must be at least 1"),
         (["--method", "outcome", "--temperature", "0"], "--temperature must be above 0"),
+        (["--method", "consensus", "--agree-with", "x", "--threshold", "7"], "--threshold must be above 0"),
     ],
 )
 def test_options_that_cannot_be_are_refused(
@@ -256,6 +257,13 @@ def test_an_input_without_answers_is_refused_before_any_work(tmp_path: Path) -> 
     source = write_lines(tmp_path / "steps.jsonl", [{"problem": "?", "steps": STEPS, "labels": [1, 1, -1]}])
     with pytest.raises(SystemExit, match="needs a reference answer"):
         label("outcome", source, tmp_path / "out")
+    rows = [{"problem": "?", "solution": "It is 5."}, {"problem": "?", "solution": "It is 5.", "answer": 5}]
+    write_lines(source, rows)
+    with pytest.raises(SystemExit, match=r"solution 1 of .* has none; .*--on-bad-row skip"):
+        label("outcome", source, tmp_path / "out")
+    assert label("outcome", source, tmp_path / "out", "--on-bad-row", "skip")["solutions"] == 1
+    assert labels_of(tmp_path / "out") == [[1.0]]
+    assert "1 solutions left out: no reference answer" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_without_math_verify_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

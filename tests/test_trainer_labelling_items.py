@@ -60,6 +60,30 @@ def test_labelled_formats(tmp_path: Path) -> None:
     ]
 
 
+def test_csv_files_hold_lists_as_json_text_and_texts_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text('problem,answer,solution\n?,5,"a 1\n\nb 5"\n', encoding="utf-8")
+    expected = LabelItem(problem="?", steps=("a 1", "b 5"), answer="5", solution_answer="5")
+    assert read_items(file).items == [expected]
+    file.write_text(
+        'problem,answer,steps,labels\n?,5,"[""a 1"", ""b 5""]",\n?,5,"[""a""]",[-1]\n?,5,[a,\n', encoding="utf-8"
+    )
+    with pytest.raises(ValueError, match=r"rows.csv:4: steps must be a list as JSON text in a CSV file: Expecting"):
+        read_items(file)
+    found = read_items(file, on_bad_row="skip")
+    assert found.items == [
+        expected,
+        LabelItem(problem="?", steps=("a",), answer="5", solution_answer=None, labels=(0.0,)),
+    ]
+    assert found.left_out.total() == 1
+
+
+def test_a_gsm8k_answer_without_its_mark_is_refused(tmp_path: Path) -> None:
+    rows = [{"question": "?", "answer": "2 + 3 = 5\n#### 5"}, {"question": "?", "answer": "5 apples in 7 days"}]
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: answer must end in #### and the final answer"):
+        read_items(written(tmp_path, *rows))
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -149,6 +149,16 @@ def test_a_completion_is_judged_by_the_answer_that_it_states() -> None:
     assert completed("The answer is 7.", is_cut=True) == 0.0
 
 
+def test_a_percentage_and_its_number_are_judged_apart() -> None:
+    def policy(problem: str, prefixes: Sequence[Sequence[str]], n: int) -> list[list[Rollout]]:
+        return [[Rollout(f"The answer is {answer}.", 1, False) for answer in ("50", "50%", "50", "1/2")]]
+
+    one = LabelItem(problem="?", steps=("a", "b"), answer="0.5", solution_answer="1")
+    (found,) = label_solutions([(0, one)], lambda i, r: monte_carlo(i, r, rollouts=4), policy, rollouts=4)
+    # 50% and 1/2 are 0.5, and 50 is not, whichever of them came first.
+    assert found.result.successes == (2, 0)
+
+
 def test_a_prefix_without_room_has_no_label_and_a_problem_without_an_error() -> None:
     def short(problem: str, prefixes: Sequence[Sequence[str]], n: int) -> list[list[Rollout]]:
         return [[Rollout("7", 1, False)] * n if len(prefix) < 2 else [] for prefix in prefixes]

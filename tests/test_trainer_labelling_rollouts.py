@@ -168,6 +168,23 @@ def test_with_a_tokenizer_the_prompt_is_its_chat_template_as_ids() -> None:
             assert tokenizer.eos_token_id not in ids
 
 
+def test_without_a_chat_template_ids_begin_as_the_model_reads_texts() -> None:
+    tokenizer = tiny_models.sentencepiece_bpe_tokenizer()
+    with CompletionsStandIn(write) as server:
+        generator = asking(server, tokenizer=tokenizer)
+        for problem in (PROBLEM, f"What is {tokenizer.eos_token}?"):
+            server.bodies.clear()
+            generator(problem, [()], 1)
+            ids = server.bodies[0]["prompt"]
+            assert ids[0] == tokenizer.bos_token_id
+            assert tokenizer.bos_token_id not in ids[1:]
+        # Where the template has it, it is not doubled.
+        generator = asking(server, tokenizer=tokenizer, prompt_template=tokenizer.bos_token + "{problem}")
+        server.bodies.clear()
+        generator(PROBLEM, [()], 1)
+        assert server.bodies[0]["prompt"].count(tokenizer.bos_token_id) == 1
+
+
 @pytest.mark.parametrize("fault", [500, 429, "cut", "slow", "nonsense {", "few", '{"choices": [{"text": null}]}'])
 def test_faults_that_pass_are_passed_over(fault: int | str) -> None:
     with CompletionsStandIn(write, slow_seconds=1.5) as server:

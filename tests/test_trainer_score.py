@@ -158,6 +158,19 @@ def test_what_cannot_be_scored_keeps_its_place_with_its_error(prm_folder: Folder
     assert len(list(read_rows(tmp_path / "none"))) == 2
 
 
+def test_a_run_that_has_only_bad_rows_left_ends_well(prm_folder: Folder, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"problem": "2 + 3?", "steps": ["5"]}\nbroken\n', encoding="utf-8")
+    options = arguments(prm_folder, source, tmp_path / "out", "--rows-per-shard", "1")
+    main(options)
+    bad = next(shard for shard in (tmp_path / "out").glob("rows-000000000001-*.parquet"))
+    bad.unlink()
+    results = main(options)
+    assert results is not None
+    assert (results["num_scored"], results["num_failed"]) == (0, 1)
+    assert [row["error"] is None for row in read_rows(tmp_path / "out")] == [True, False]
+
+
 def test_several_solutions_of_one_problem(prm_folder: Folder, expected: list[SolutionScore], tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     rows = [

@@ -157,6 +157,19 @@ def test_columns_are_named_or_found(tmp_path: Path) -> None:
         find_columns([write_lines(tmp_path / "h.jsonl", "broken", [1])])
 
 
+def test_a_first_row_without_a_column_is_a_bad_row_and_no_reason_to_stop(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "f.jsonl", {"id": "a", "problem": "p"}, {}, *ROWS[1:])
+    assert find_columns([file]) == find_columns([file], solution="steps", id="id") == FLAT
+    rows = read([file], FLAT)
+    assert [row[:2] for row in rows] == [(0, "a"), (1, None), (2, "b")]
+    assert rows[0][3].startswith(f"{file}:1: steps must be")
+    assert rows[2] == (2, "b", 0, "q", ["z"])
+    # Where the columns are in no row, the first one is named, and not all of a long file is read for it.
+    many = write_lines(tmp_path / "g.jsonl", *[{"id": "a", "problem": "p"}] * 1000, *ROWS)
+    with pytest.raises(ValueError, match=r"g.jsonl:1 has no column steps or solution"):
+        find_columns([many])
+
+
 def test_a_file_that_breaks_off_stops(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "f.jsonl.gz", *ROWS * 500)
     file.write_bytes(file.read_bytes()[:-30])

@@ -44,7 +44,7 @@ from .command_line import parse_options, set_up_logging
 from .data_files import list_data_files
 from .labelling_arithmetic import arithmetic_labels
 from .labelling_consensus import agree
-from .labelling_items import LabelItem, read_items
+from .labelling_items import Items, LabelItem, read_items
 from .labelling_methods import Plan, StepLabels, first_error, monte_carlo, outcome
 from .labelling_report import describe, measure
 from .labelling_rollouts import CausalLMRollouts, RolloutGenerator
@@ -86,7 +86,8 @@ class LabelArguments:
         default="blank_lines", metadata={"help": "Where a solution given as a text is cut into steps."}
     )
     on_bad_row: Literal["error", "skip"] = field(
-        default="error", metadata={"help": "Stop at a row that cannot be read, or leave it out and count it."}
+        default="error",
+        metadata={"help": "Stop at a row that cannot be read or lacks a needed answer, or leave it out and count it."},
     )
     comparison: Literal["auto", "math-verify", "string"] = field(
         default="math-verify", metadata={"help": "How final answers are compared."}
@@ -134,6 +135,8 @@ class LabelArguments:
         self.stop_strings = [text.replace("\\n", "\n") for text in self.stop_strings]
         if (self.method == "consensus") != (self.agree_with is not None):
             raise ValueError("--agree-with names the other labels for --method consensus, and is for nothing else")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"--threshold must be above 0 and at most 1, got {self.threshold}")
         if self.method in _SAMPLED and (self.model is None) == (self.server is None):
             raise ValueError(f"--method {self.method} needs either --model or --server to complete solutions")
         for name in ("rollouts", "concurrency", "batch_size", "max_new_tokens"):
@@ -170,8 +173,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
             rows = partial(_agreed_rows, agreement.kept)
         else:
             found = read_items(options.input, step_style=options.step_style, on_bad_row=options.on_bad_row)
-            num_rows, left_out = len(found.items), found.left_out
-            _check_answers(found.items, options)
+            left_out = found.left_out
+            _check_answers(found, options)
+            num_rows = len(found.items)
             if options.method in _SAMPLED:
                 generator, settings = stack.enter_context(open_generator(options, state.device))
                 rows = partial(_sampled_rows, found.items, generator, options, state.is_main_process)
@@ -266,15 +270,19 @@ def open_generator(options: LabelArguments, device: torch.device) -> Iterator[tu
     yield CausalLMRollouts(model, tokenizer, batch_size=options.batch_size, **sampling), depends
 
 
-def _check_answers(items: Sequence[LabelItem], options: LabelArguments) -> None:
-    """Refuse an input without the answers that a method needs, and a comparison that is not there, before any work."""
+def _check_answers(found: Items, options: LabelArguments) -> None:
+    """Refuse, or leave out, what lacks the answer that a method needs, and a comparison that is not there."""
     if options.method == "arithmetic":
         return
     describe_comparison(options.comparison)
-    if missing := [number for number, item in enumerate(items) if item.answer is None]:
+    answered = [item for item in found.items if item.answer is not None]
+    if options.on_bad_row == "skip" and answered and len(answered) < len(found.items):
+        found.left_out["no reference answer"] += len(found.items) - len(answered)
+        found.items = answered
+    if missing := [number for number, item in enumerate(found.items) if item.answer is None]:
         raise ValueError(
             f"--method {options.method} needs a reference answer for every solution, and solution {missing[0] + 1} of "
-            f"{options.input} has none; add a column answer, or use --method arithmetic"
+            f"{options.input} has none; add a column answer, pass --on-bad-row skip, or use --method arithmetic"
         )
 
 

@@ -13,6 +13,7 @@ A row may be
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from modeling_prm.step_splitting import split_steps
 
 from .answers import extract_answer, normalize_answer
 from .candidates import read_problems
-from .data_files import SourceRow, iter_file_rows, list_data_files
+from .data_files import SourceRow, iter_file_rows, json_fault, list_data_files
 from .format_parts import DEFAULT_OPTIONS
 from .formats_plain import read_plain
 from .readers import OnBadRow, read_step_records
@@ -64,7 +65,7 @@ def read_items(path: str | Path, *, step_style: str = "blank_lines", on_bad_row:
     """The solutions of a file or of the files of a folder.
 
     Args:
-        path: .jsonl, .json, .csv (of plain columns) or .parquet, the first three also compressed.
+        path: .jsonl, .json, .csv (lists as JSON text) or .parquet, the first three also compressed.
         step_style: where a solution that is a text is cut, as `modeling_prm.step_splitting.split_steps` says.
         on_bad_row: "skip" leaves rows out that cannot be read, and counts them by reason. A file of problems with
             several solutions is read whole or not at all.
@@ -126,21 +127,33 @@ def _add_rows(found: Items, files: list[Path], read: _ReadRow, step_style: str, 
         try:
             if row.error is not None:
                 raise row.error
-            if row.is_text:
-                raise ValueError("a CSV file holds no lists; write the rows as .jsonl")
             if not isinstance(row.value, Mapping):
                 raise TypeError(f"a row must be an object, got {type(row.value).__name__}")
-            read(found, row.value, step_style)
+            read(found, _from_text(row.value) if row.is_text else row.value, step_style)
         except (TypeError, ValueError) as error:
             if on_bad_row == "error":
                 raise ValueError(f"{row.place}: {error}") from error
             found.left_out[str(error).partition(": ")[0]] += 1
 
 
+def _from_text(cells: Mapping[str, str]) -> dict[str, Any]:
+    """A row of a CSV file, whose lists are JSON text and whose empty cells are absent."""
+    row: dict[str, Any] = {name: cell or None for name, cell in cells.items()}
+    for name in ("steps", "labels"):
+        if row.get(name) is not None:
+            try:
+                row[name] = json.loads(row[name])
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{name} must be a list as JSON text in a CSV file: {json_fault(error)}") from error
+    return row
+
+
 def _read_gsm8k(found: Items, row: Mapping[str, Any], step_style: str) -> None:
     question, solution = row.get("question"), row.get("answer")
     if not isinstance(question, str) or not isinstance(solution, str):
         raise TypeError("question and answer must be texts")
+    if "####" not in solution:
+        raise ValueError(f"answer must end in #### and the final answer, got {solution!r:.80}")
     answer = extract_answer(solution)
     _add(found, question, split_steps(solution, "newlines"), answer, answer)
 

@@ -165,7 +165,8 @@ def _is_right(job: _Job, count: int, rollout: Rollout, comparison: Comparison) -
         answer = extract_answer("\n".join([*job.item.steps[:count], rollout.text]))
     if answer is None:
         return False
-    key = normalize_answer(answer)
+    # 50% may equal 0.5 where 50 does not, and their normalized forms are the same.
+    key = normalize_answer(answer) + "%" * ("%" in answer)
     if key not in job.verdicts:
         job.verdicts[key] = answers_equal(job.item.answer or "", answer, comparison=comparison)
     return job.verdicts[key]

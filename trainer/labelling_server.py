@@ -13,9 +13,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from modeling_prm import PRMConfig
-from modeling_prm.backbones import chat_problem_template
 from modeling_prm.http_client import JsonClient, ServerRefusal
-from modeling_prm.step_generation import derive_seed
+from modeling_prm.step_generation import derive_seed, template_and_bos
 
 from .labelling_rollouts import Rollout
 
@@ -63,8 +62,9 @@ class ServerRollouts:
             raise ValueError(
                 f"temperature must be above 0, got {temperature}: all rollouts of a step would be the same"
             )
-        if prompt_template is None and tokenizer is not None and tokenizer.chat_template:
-            prompt_template = chat_problem_template(tokenizer)
+        self._bos: list[int] = []
+        if tokenizer is not None:
+            prompt_template, self._bos = template_and_bos(tokenizer, prompt_template)
         self.prompt_template = PRMConfig.problem_template if prompt_template is None else prompt_template
         if self.prompt_template.count("{problem}") != 1:
             raise ValueError(f"prompt_template must have {{problem}} exactly once, got {self.prompt_template!r}")
@@ -115,10 +115,10 @@ class ServerRollouts:
         if self.tokenizer is None:
             return before + problem + after + begun
         if not any(token in problem or token in begun for token in self.tokenizer.all_special_tokens):
-            return self._ids(before + problem + after + begun)
+            return self._bos + self._ids(before + problem + after + begun)
         # In the user's text special tokens are plain text.
         pieces = ((before, False), (problem, True), (after, False), (begun, True))
-        return [token_id for text, plain in pieces for token_id in self._ids(text, plain=plain)]
+        return [*self._bos, *(token_id for text, plain in pieces for token_id in self._ids(text, plain=plain))]
 
     def _ids(self, text: str, *, plain: bool = False) -> list[int]:
         if self.tokenizer is None or not text:

@@ -227,10 +227,10 @@ def report(results: Mapping[str, Any], folder: str) -> None:
     """Print the counts and the throughput.
 
     Raises:
-        ValueError: this run could score nothing of what it had to.
+        ValueError: no solution of the input could be scored.
     """
     scored, failed, total = results["num_scored"], results["num_failed"], results["num_solutions"]
-    if failed and not scored:
+    if failed == total and failed:
         raise ValueError(f"none of {failed:,} solutions could be scored; the first: {results['first_error']}")
     if failed:
         share = f"{failed:,} of {scored + failed:,}"

@@ -8,6 +8,7 @@ one.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,12 @@ SOLUTION_NAMES = ("steps", "solution", "completion", "response")
 SOLUTIONS_NAMES = ("solutions",)
 _ID = "id"
 _ENDS_READ = 1 << 20
+# A column that so many rows lack is no fault of single rows.
+_ROWS_WITHOUT = 1_000
+
+
+class _MissingColumnError(ValueError):
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,24 +74,35 @@ def find_columns(
     solutions: str | None = None,
     id: str | None = None,
 ) -> Columns:
-    """The columns as named, or as found by their usual names in the first row that can be parsed.
+    """The columns as named, or as found by their usual names in the first row that has all that is needed.
 
     Raises:
-        ValueError: no row can be parsed, a column is not there, or several fit; the message names those there are.
+        ValueError: no row can be parsed, a column is in none of the first thousand that can, or several fit; the
+            message names those there are.
     """
-    first = next((row for row in _iter_rows(files) if row.error is None and isinstance(row.value, dict)), None)
-    if first is None:
-        raise ValueError(f"{', '.join(map(str, files))}: no row can be parsed; see trainer.score for what is read")
-    there = [str(name) for name in first.value]
+    fault: _MissingColumnError | None = None
+    parsed = (row for row in _iter_rows(files) if row.error is None and isinstance(row.value, dict))
+    for row in itertools.islice(parsed, _ROWS_WITHOUT):
+        try:
+            return _columns_of(row, problem=problem, solution=solution, solutions=solutions, id=id)
+        except _MissingColumnError as error:
+            fault = fault or error
+    raise fault or ValueError(f"{', '.join(map(str, files))}: no row can be parsed; see trainer.score for what is read")
+
+
+def _columns_of(
+    row: SourceRow, *, problem: str | None, solution: str | None, solutions: str | None, id: str | None
+) -> Columns:
+    there = [str(name) for name in row.value]
     for option, name in (("problem", problem), ("solution", solution), ("solutions", solutions), ("id", id)):
         if name is not None and name not in there:
-            raise ValueError(
-                f"{first.place} has no column {name!r}, which --{option}-column names; it has {', '.join(there)}"
+            raise _MissingColumnError(
+                f"{row.place} has no column {name!r}, which --{option}-column names; it has {', '.join(there)}"
             )
     if problem is None:
-        problem = _choose(PROBLEM_NAMES, there, "problem", first.place)
+        problem = _choose(PROBLEM_NAMES, there, "problem", row.place)
     if solution is None and solutions is None:
-        found = _choose((*SOLUTION_NAMES, *SOLUTIONS_NAMES), there, "solution", first.place)
+        found = _choose((*SOLUTION_NAMES, *SOLUTIONS_NAMES), there, "solution", row.place)
         solution, solutions = (None, found) if found in SOLUTIONS_NAMES else (found, None)
     if id is None and _ID in there:
         id = _ID
@@ -96,7 +114,8 @@ def _choose(names: Sequence[str], there: Sequence[str], option: str, place: str)
     if len(fit) == 1:
         return fit[0]
     what = f"several columns that may hold the {option}: {', '.join(fit)}" if fit else f"no column {' or '.join(names)}"
-    raise ValueError(f"{place} has {what}; name it with --{option}-column, of {', '.join(there)}")
+    kind = ValueError if fit else _MissingColumnError
+    raise kind(f"{place} has {what}; name it with --{option}-column, of {', '.join(there)}")
 
 
 def read_solutions(files: Sequence[Path], columns: Columns) -> Iterator[list[SolutionRow]]:
