@@ -17,6 +17,7 @@ spend the demo's minutes on finding out where to look.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ def build_demo_backbone(
     folder: str | Path,
     *,
     seed: int,
+    look_back: Sequence[Sequence[int | None]] = LOOK_BACK,
 ) -> Path:
     """Write a randomly initialized decoder and its tokenizer, ready for `AutoModel.from_pretrained`.
 
@@ -46,18 +48,19 @@ def build_demo_backbone(
     Args:
         folder: Where to save; made if absent.
         seed: Seeds the weights. The tokenizer is always the same.
+        look_back: For each layer and head the distance in tokens that it starts out looking back, or None.
 
     Returns:
         The folder as a `Path`.
     """
     folder = Path(folder)
     tokenizer = build_demo_tokenizer()
-    num_heads = len(LOOK_BACK[0])
+    num_heads = len(look_back[0])
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=HEAD_SIZE * num_heads,
         intermediate_size=256,
-        num_hidden_layers=len(LOOK_BACK),
+        num_hidden_layers=len(look_back),
         num_attention_heads=num_heads,
         num_key_value_heads=num_heads,
         max_position_embeddings=1024,
@@ -72,7 +75,7 @@ def build_demo_backbone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2Model(config)
-    for layer, distances in zip(model.layers, LOOK_BACK, strict=True):
+    for layer, distances in zip(model.layers, look_back, strict=True):
         for head, distance in enumerate(distances):
             if distance is not None:
                 _look_back(layer.self_attn, head, distance, config.rope_parameters["rope_theta"])
