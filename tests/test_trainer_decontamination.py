@@ -75,6 +75,12 @@ def test_what_is_left(caplog: pytest.LogCaptureFixture) -> None:
         decontaminate(dataset("p"), test)
 
 
+def test_one_version_of_a_problem_takes_the_others_with_it() -> None:
+    train = dataset("worded so", "worded otherwise", "q", "r", groups=["p1", "p1", "p2", None])
+    left, removed = decontaminate(train, ["worded so"])
+    assert (left["problem"][:], removed) == (["q", "r"], [0, 1])
+
+
 def test_problems_of_evaluation_sets_of_many_forms(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     rows = [

@@ -10,6 +10,7 @@ import pytest
 from trainer.formats import READERS, strip_step_numbers
 from trainer.readers import load_step_dataset, read_step_records
 from trainer.records import StepRecord
+from trainer.splits import split_by_problem
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -87,13 +88,13 @@ def test_prmbench_gives_the_modified_and_the_original_solution() -> None:
             problem="1 + 1 + 1, roughly?",
             steps=("1 + 1 = 2.", "2 + 1 = 4.", "So 4."),
             labels=(1.0, 0.0, 0.0),
-            problem_group="1 + 1 + 1?",
+            problem_group="p_0",
         ),
         StepRecord(
             problem="1 + 1 + 1?",
             steps=("1 + 1 = 2.", "2 + 1 = 3."),
             labels=(1.0, 1.0),
-            problem_group="1 + 1 + 1?",
+            problem_group="p_0",
         ),
     ]
 
@@ -164,6 +165,11 @@ def test_real_prmbench_counts(prmbench_folder: Path, tmp_path: Path) -> None:
     assert len(rejected_file.read_text(encoding="utf-8").splitlines()) == 58
 
 
+def test_prmbench_rows_without_a_number_are_grouped_by_the_original_question() -> None:
+    without = {name: value for name, value in PRMBENCH.items() if name != "idx"}
+    assert {record.problem_group for record in READERS["prmbench"].read(without)} == {"1 + 1 + 1?"}
+
+
 def test_real_prmbench_labels_agree_with_the_files(prmbench_folder: Path) -> None:
     records, report = read_step_records(prmbench_folder, on_bad_row="skip")
     rows = {
@@ -182,6 +188,21 @@ def test_real_prmbench_labels_agree_with_the_files(prmbench_folder: Path) -> Non
         assert len(record.steps) == len(steps)
         assert all(step.endswith(bare) for step, bare in zip(steps, record.steps, strict=True))
         assert is_original or wrong == sorted(row["error_steps"])
+
+
+def test_real_prmbench_problems_stay_on_one_side_however_they_are_worded(prmbench_folder: Path) -> None:
+    dataset = load_step_dataset(prmbench_folder, on_bad_row="skip")
+    problems: dict[str, set[str]] = {}
+    for file in prmbench_folder.glob("*.jsonl"):
+        for line in filter(None, file.read_text(encoding="utf-8").split("\n")):
+            row = json.loads(line)
+            problems.setdefault(row["original_question"], set()).add(row["idx"])
+            problems.setdefault(row["modified_question"], set()).add(row["idx"])
+    assert all(len(found) == 1 for found in problems.values())
+    train, held_out = split_by_problem(dataset, 0.1, seed=0)
+    sides = [{idx for problem in part["problem"] for idx in problems[problem]} for part in (train, held_out)]
+    assert len(sides[0] | sides[1]) > 390
+    assert not sides[0] & sides[1]
 
 
 def test_real_prmbench_stops_at_its_first_bad_row(prmbench_folder: Path) -> None:

@@ -36,6 +36,7 @@ PRMBENCH = {
 
 TAGGED = "1 + 1? Step 1: 1 + 1 = 2. ки\nStep 2: So 3. ки"
 NODE = {"text": "1 + 1?", "mc_value": 0.5, "children": [{"text": "So 3.", "mc_value": 0.25, "children": []}]}
+CONVERSATION = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2."}]
 ROWS: dict[str, dict[str, Any]] = {
     "plain": PLAIN,
     "trl": TRL,
@@ -68,6 +69,8 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "math_aps": {"question": "1 + 1?", "reasoning_steps": [{"solution_prefix": "So 3.", "mc_value": 0.25}]},
     "math_aps_tree": NODE,
+    "messages": {"messages": CONVERSATION, "labels": [1]},
+    "agentprocessbench": {"messages": CONVERSATION, "step_labels": {"1": 1}},
 }
 
 
@@ -245,7 +248,7 @@ def test_auto_refuses_ambiguous_columns_and_a_name_settles_it(tmp_path: Path) ->
 
 
 def test_auto_finds_every_format(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert {*ROWS, "classes"} == set(READERS)
+    assert set(ROWS) == {reader.name for reader in READERS.values() if reader.found_by_columns}
     for name, row in ROWS.items():
         with caplog.at_level(logging.INFO):
             load_step_dataset(write_jsonl(tmp_path / f"{name}.jsonl", [row]))
@@ -262,7 +265,8 @@ def test_auto_lists_what_it_got_and_what_each_format_needs(tmp_path: Path) -> No
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "x", "label": 1}])
     with pytest.raises(ValueError, match="got label, text; plain needs problem, steps, labels; trl needs") as got:
         read_step_records(path)
-    assert all(column in str(got.value) for reader in READERS.values() for column in reader.columns)
+    shown = [reader for reader in READERS.values() if reader.found_by_columns]
+    assert all(column in str(got.value) for reader in shown for column in reader.columns)
 
 
 def test_unknown_options_are_refused(tmp_path: Path) -> None:

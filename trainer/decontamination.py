@@ -120,7 +120,8 @@ def read_problem_texts(path: str | os.PathLike[str], *, split: str | None = None
 def decontaminate(dataset: Dataset, against: Iterable[str], *, ngram: int = NGRAM_WORDS) -> tuple[Dataset, list[int]]:
     """Leave out the solutions whose problem is in an evaluation set, and log how many.
 
-    Where a problem is a version of another (the column `problem_group`), both texts count.
+    Where a problem is a version of another (the column `problem_group`), both texts count, and one version that is in
+    the evaluation set takes all others with it.
 
     Args:
         dataset: the training set, with a column `problem`.
@@ -136,7 +137,10 @@ def decontaminate(dataset: Dataset, against: Iterable[str], *, ngram: int = NGRA
     index = OverlapIndex(against, ngram=ngram)
     rows = list(problem_texts(dataset))
     found = {text: index.find(text) for text in dict.fromkeys(itertools.chain.from_iterable(rows))}
-    removed = [row for row, texts in enumerate(rows) if any(found[text] is not None for text in texts)]
+    groups = {texts[1:] for texts in rows if len(texts) > 1 and any(found[text] is not None for text in texts)}
+    removed = [
+        row for row, texts in enumerate(rows) if texts[1:] in groups or any(found[text] is not None for text in texts)
+    ]
     problems = {rows[row] for row in removed}
     equal = sum(any((overlap := found[text]) and overlap.words is None for text in texts) for texts in problems)
     if len(removed) == len(dataset):

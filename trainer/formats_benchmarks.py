@@ -10,8 +10,8 @@ def read_prmbench(row: Row, options: ReaderOptions) -> list[StepRecord]:
     """PRMBench (arXiv 2501.03124): the solution with errors put in, and the one before, all correct.
 
     `modified_process` answers `modified_question`, and `error_steps` are the 1-based numbers of its wrong
-    steps; `original_process` answers `original_question`. Many rows share one original, which is the
-    group of both. Step numbers are removed as `strip_step_numbers` says.
+    steps; `original_process` answers `original_question`. Many rows share one original, in other wordings too: `idx`,
+    where it is there, tells which, and is the group of all. Step numbers are removed as `strip_step_numbers` says.
     """
     modified = strip_step_numbers(to_tuple("modified_process", row["modified_process"]))
     original = strip_step_numbers(to_tuple("original_process", row["original_process"]))
@@ -25,10 +25,11 @@ def read_prmbench(row: Row, options: ReaderOptions) -> list[StepRecord]:
                 f"steps 1 to {len(modified)}; correct the row or pass on_bad_row='skip'"
             )
     labels = tuple(0.0 if number in errors else 1.0 for number in range(1, len(modified) + 1))
-    group = row["original_question"]
+    question = row["original_question"]
+    group = row["idx"] if isinstance(row.get("idx"), str) and row["idx"].strip() else question
     return [
         StepRecord(problem=row["modified_question"], steps=modified, labels=labels, problem_group=group),
-        StepRecord(problem=group, steps=original, labels=(1.0,) * len(original), problem_group=group),
+        StepRecord(problem=question, steps=original, labels=(1.0,) * len(original), problem_group=group),
     ]
 
 

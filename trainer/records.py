@@ -21,8 +21,8 @@ class StepRecord:
         labels: One number a step: 1.0 correct, 0.0 incorrect, a number between them a soft label
             (an estimate of the probability that the step is correct), -100.0 (`IGNORED_LABEL`) no label.
             With `classes`, class indices 0, 1, 2, ... in their place.
-        problem_group: The text that this problem is a version of, where it is one. Records of one group,
-            like those of one problem, stay on one side of a split.
+        problem_group: The text, or the name, of the problem that this one is a version of, where it is one. Records
+            of one group, like those of one problem, stay on one side of a split.
         conversation: The conversation of an agent that the steps are turns of, as `trainer.conversation_data` writes
             it; then the model reads it in place of problem and steps.
         classes: Whether labels are class indices, for models of several classes a step.
