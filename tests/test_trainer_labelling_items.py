@@ -111,6 +111,16 @@ def test_a_bad_row_is_named(tmp_path: Path, row: Any, message: str) -> None:
     assert found.left_out.total() == 1
 
 
+def test_a_bad_first_row_does_not_decide_what_the_file_is(tmp_path: Path) -> None:
+    good = {"problem": "?", "answer": "5", "steps": ["a 5"]}
+    file = written(tmp_path, {"id": 1}, good)
+    with pytest.raises(ValueError, match=r"rows.jsonl:1: a row must have either steps"):
+        read_items(file)
+    found = read_items(file, on_bad_row="skip")
+    assert found.items == [LabelItem(problem="?", steps=("a 5",), answer="5", solution_answer="5")]
+    assert found.left_out.total() == 1
+
+
 def test_bad_rows_of_labelled_formats_may_be_left_out_too(tmp_path: Path) -> None:
     rows = [{"prompt": "?", "completions": ["a"], "labels": labels} for labels in ([True], [2.5])]
     with pytest.raises(ValueError, match=r"rows.jsonl:2"):

@@ -13,12 +13,13 @@ A row may be
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from modeling_prm.step_loss import IGNORED_LABEL
 from modeling_prm.step_splitting import split_steps
@@ -32,6 +33,8 @@ from .readers import OnBadRow, read_step_records
 from .records import StepRecord
 
 NO_STEP = "the solution holds no step"
+# A form that so many rows do not have is not that of the file.
+_ROWS_LOOKED_AT = 1_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,15 +78,13 @@ def read_items(path: str | Path, *, step_style: str = "blank_lines", on_bad_row:
         TypeError, ValueError: a row cannot be read, naming file, line and reason; or nothing is left.
     """
     files = list_data_files(Path(path))
-    first = next((row for row in _iter_rows(files) if row.error is None and isinstance(row.value, dict)), None)
-    columns = set() if first is None else set(first.value)
     found = Items()
-    if columns >= {"problem", "answer", "solutions"}:
+    form = _find_form(files)
+    if form == "problems":
         _add_candidates(found, path, step_style)
-    elif {"question", "answer"} <= columns and "####" in str(first.value["answer"] if first else ""):
-        _add_rows(found, files, _read_gsm8k, step_style, on_bad_row)
-    elif "problem" in columns and ("solution" in columns or {"steps", "answer"} <= columns):
-        _add_rows(found, files, _read_flat, step_style, on_bad_row)
+    elif form is not None:
+        read = _read_gsm8k if form == "gsm8k" else _read_flat
+        _add_rows(found, files, read, step_style, on_bad_row)
     else:
         records, report = read_step_records(path, on_bad_row=on_bad_row)
         found.left_out.update(report.rejected)
@@ -104,6 +105,20 @@ def read_items(path: str | Path, *, step_style: str = "blank_lines", on_bad_row:
 
 
 _ReadRow = Callable[[Items, Mapping[str, Any], str], None]
+
+
+def _find_form(files: list[Path]) -> Literal["problems", "gsm8k", "solutions"] | None:
+    """That of the first row that has one of this module's own, so that a bad first row does not decide."""
+    rows = (row.value for row in _iter_rows(files) if row.error is None and isinstance(row.value, dict))
+    for row in itertools.islice(rows, _ROWS_LOOKED_AT):
+        columns = set(row)
+        if columns >= {"problem", "answer", "solutions"}:
+            return "problems"
+        if columns >= {"question", "answer"} and "####" in str(row["answer"]):
+            return "gsm8k"
+        if "problem" in columns and ("solution" in columns or columns >= {"steps", "answer"}):
+            return "solutions"
+    return None
 
 
 def _iter_rows(files: list[Path]) -> Iterator[SourceRow]:
