@@ -22,7 +22,7 @@ def read_messages(row: Row, options: ReaderOptions) -> list[StepRecord]:
     """
     unit = row.get("step_unit") or "turn"
     tools = row.get("tools") or None
-    conversation = check_conversation(row["messages"], tools, step_unit=unit)
+    conversation = _conversation(row["messages"], tools, unit)
     labels = labels_of_plain(to_tuple("labels", row["labels"]), options)
     steps = conversation.steps
     if len(labels) != len(steps):
@@ -40,12 +40,19 @@ def read_agent_process_bench(row: Row, options: ReaderOptions) -> list[StepRecor
     A 0, an exploration that neither helps nor harms, is ignored unless `neutral` says otherwise.
     """
     ratings = to_object("step_labels", row["step_labels"])
-    conversation = check_conversation(row["messages"], row.get("tools") or None)
+    conversation = _conversation(row["messages"], row.get("tools") or None, "turn")
     turns = conversation.step_messages
     if unknown := sorted(set(ratings) - {str(turn) for turn in turns}):
         raise ValueError(f"step_labels names a message that is no turn of the assistant: got {unknown[0]!r}")
     labels = tuple(_label(ratings.get(str(turn)), options) for turn in turns)
     return [_record(conversation, dump_conversation(row["messages"], row.get("tools") or None), labels, options)]
+
+
+def _conversation(messages: Any, tools: Any, unit: Any) -> Conversation:
+    try:
+        return check_conversation(messages, tools, step_unit=unit)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"the conversation cannot be read: {error}") from error
 
 
 def _label(rating: Any, options: ReaderOptions) -> float:
