@@ -262,7 +262,11 @@ def test_options_at_a_call_come_before_those_it_was_made_with(pipe: StepScoringP
         ("2 + 3?", TypeError, "an input of this pipeline is a dictionary such as .*, got str"),
         (["2 + 3?"], TypeError, "got str"),
         ([INPUTS], TypeError, "got list"),
-        ({"problem": "p"}, ValueError, r"has the keys 'problem' and 'steps', got \['problem'\]"),
+        (
+            {"problem": "p"},
+            ValueError,
+            r"has the keys 'problem' and 'steps', or 'messages' and, if any, 'tools', got \['problem'\]",
+        ),
         ({"problem": "p", "step": ["a"]}, ValueError, r"got \['problem', 'step'\]"),
         ({**INPUTS[0], "labels": [1]}, ValueError, r"got \['labels', 'problem', 'steps'\]"),
         ({"problem": 3, "steps": ["a"]}, TypeError, "problem 0 must be a string, got int"),
