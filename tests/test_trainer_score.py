@@ -29,7 +29,7 @@ from trainer import scoring_run
 from trainer.result_shards import ShardWriter, finished_rows, read_rows
 from trainer.score import ScoreArguments, hash_weights, job_settings, main, output_features
 from trainer.scoring_input import Columns, SolutionRow, find_columns
-from trainer.scoring_run import counting_tokens, plan_pieces, score_files
+from trainer.scoring_run import counting_tokens, plan_pieces, score_files, score_piece
 
 Folder = Callable[[str], Path]
 
@@ -383,6 +383,24 @@ class CountingVerifier:
             )
             for index in range(len(problems))
         ]
+
+
+@pytest.mark.parametrize("words", ["CUDA out of memory. Tried", "DefaultCPUAllocator: can't allocate memory: you"])
+def test_a_solution_too_large_for_the_memory_keeps_its_place(words: str) -> None:
+    class SmallVerifier(CountingVerifier):
+        def score_solutions(self, problems: list[str], solutions: list[Any], **options: Any) -> list[SolutionScore]:
+            if "huge" in problems:
+                raise RuntimeError(words if "bug" not in solutions else "index out of range")
+            return super().score_solutions(problems, solutions, **options)
+
+    options = ScoreArguments(model="", input="", output="")
+    rows = [row(0, "small", ["x"]), row(1, "huge", ["x"]), row(2, "small", ["x"])]
+    found = dict(score_piece(rows, SmallVerifier(), options))
+    assert [found[number]["overall_score"] for number in range(3)] == [0.5, None, 0.5]
+    assert [found[number]["error"] for number in (0, 2)] == [None, None]
+    assert found[1]["error"].startswith("f:1: the solution alone needs more memory than there is")
+    with pytest.raises(RuntimeError, match="index out of range"):
+        dict(score_piece([row(0, "huge", "bug")], SmallVerifier(), options))
 
 
 def test_the_input_is_read_a_window_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

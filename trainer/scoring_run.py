@@ -148,14 +148,26 @@ def score_piece(
     if rows[0].error is not None:
         yield from ((row.row, _record(row, options, error=row.error)) for row in rows)
         return
-    results = verifier.score_solutions(
-        [row.problem for row in rows],
-        [row.solution for row in rows],
-        step_style=options.step_style,
-        max_tokens_per_batch=options.max_tokens_per_batch,
-        on_error="record",
-        show_progress=False,
-    )
+    try:
+        results = verifier.score_solutions(
+            [row.problem for row in rows],
+            [row.solution for row in rows],
+            step_style=options.step_style,
+            max_tokens_per_batch=options.max_tokens_per_batch,
+            on_error="record",
+            show_progress=False,
+        )
+    except RuntimeError as error:
+        # The verifier makes passes smaller by itself, so one solution alone is too much for the memory.
+        if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+            raise
+        if len(rows) > 1:
+            for row in rows:
+                yield from score_piece([row], verifier, options)
+        else:
+            reason = f"{rows[0].place}: the solution alone needs more memory than there is; score it on a larger device"
+            yield rows[0].row, _record(rows[0], options, reason)
+        return
     for place, (row, result) in enumerate(zip(rows, results, strict=True)):
         # The verifier counts through the piece.
         error = result.error and f"{row.place}: " + re.sub(rf"\b(solution|problem) {place}\b", r"the \1", result.error)
