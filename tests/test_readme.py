@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "candidates.jsonl").write_text(CANDIDATES)
+    (folder / "solutions.jsonl").write_text('{"id": "a", "problem": "2 + 3?", "solution": "2 + 3 = 5.\\nSo 5."}\n' * 2)
     model, processor = PRMForStepScoring.from_backbone(backbone)
     model.save_pretrained(folder / "outputs/demo/model")
     processor.save_pretrained(folder / "outputs/demo/model")
@@ -64,7 +65,17 @@ def command_of(module: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def outputs(folder: Path) -> list[str]:
+def scored(folder: Path) -> Path:
+    """What the scoring command writes."""
+    words = command_of("trainer.score")
+    assert words[:3] == ["accelerate", "launch", "-m"]
+    printed = run([sys.executable, "-m", "accelerate.commands.launch", *words[2:]], folder)
+    assert "2 solutions in scored" in printed
+    return folder / "scored"
+
+
+@pytest.fixture(scope="module")
+def outputs(folder: Path, scored: Path) -> list[str]:
     """What the Python blocks print, run in their order."""
     return [run([sys.executable, "-c", localized(code)], folder) for code in PYTHON]
 
@@ -82,6 +93,8 @@ def test_python_blocks_run_in_their_order(folder: Path, outputs: list[str]) -> N
     assert output_of("output.step_mask").count("False") == 1
     assert output_of("output.step_mask").count("True") == 3
     assert output_of('aggregate([0.95, 0.90, 0.30, 0.85], "min")').endswith("0.3\n")
+    assert [line.split()[:2] for line in output_of("merge_shards(").splitlines()] == [["0", "a"], ["1", "a"]]
+    assert output_of("verifier.session(").count("(") == 2
     assert output_of("weighted_majority_vote(").strip() == "0 1 0"
     assert "eval_error_f1" in output_of("trainer.evaluate()")
     assert "'model.safetensors'" in output_of("publish(")

@@ -157,9 +157,9 @@ def score_piece(
             on_error="record",
             show_progress=False,
         )
-    except RuntimeError as error:
+    except RuntimeError as failure:
         # The verifier makes passes smaller by itself, so one solution alone is too much for the memory.
-        if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+        if not any(words in str(failure) for words in ("out of memory", "can't allocate memory")):
             raise
         if len(rows) > 1:
             for row in rows:
