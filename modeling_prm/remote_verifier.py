@@ -192,6 +192,12 @@ class RemoteVerifier(BaseVerifier):
         with self._lock:
             return super()._encode(problems, solutions, step_style, first_idx, raises=raises)
 
+    def _encode_conversation(
+        self, messages: Any, tools: Any, index: int, step_unit: str, truncation: str, on_error: str
+    ) -> Any:
+        with self._lock:
+            return super()._encode_conversation(messages, tools, index, step_unit, truncation, on_error)
+
     def _score_encoded(
         self,
         encoded: list[EncodedSolution | None],

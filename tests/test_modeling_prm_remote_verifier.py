@@ -157,6 +157,32 @@ def test_several_threads_may_use_one_at_once(make_prm: MakePRM, monkeypatch: pyt
         assert found.step_probs == pytest.approx(score.step_probs, abs=1e-5)
 
 
+def test_conversations_are_tokenized_by_one_thread_at_a_time(
+    make_prm: MakePRM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = make_prm()
+    encode, inside, most = processor.encode_conversations, [], []
+
+    def watched(*args: Any, **options: Any) -> Any:
+        inside.append(None)
+        most.append(len(inside))
+        time.sleep(0.02)
+        try:
+            return encode(*args, **options)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(PRMProcessor, "encode_conversations", lambda self, *args, **options: watched(*args, **options))
+    talks = [[{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": f"{i}."}] for i in range(4)]
+    with PoolingStandIn(model, processor) as server, ThreadPoolExecutor(4) as pool:
+        there = RemoteVerifier(server.url, processor)
+        scores = list(pool.map(there.score_messages, talks))
+    assert most == [1, 1, 1, 1]
+    for found, messages in zip(scores, talks, strict=True):
+        expected = PRMVerifier(model, processor).score_messages(messages)
+        assert found.step_probs == pytest.approx(expected.step_probs, abs=1e-5)
+
+
 def test_a_model_is_found_or_named(make_prm: MakePRM) -> None:
     model, processor = make_prm()
     with PoolingStandIn(model, processor, models=("a", "b")) as server:
