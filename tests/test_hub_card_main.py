@@ -61,7 +61,7 @@ def test_a_saved_model_is_published(hub: HubStandIn, folder: Path, tmp_path: Pat
     commits = hub.commits(repo, "v1")
     assert commits[1].message == "From here"
     lines = done.stdout.splitlines()
-    assert lines[0] == f"Published 17 files to {hub.url}/{repo}/tree/{commits[1].sha}"
+    assert lines[0] == f"Published 26 files to {hub.url}/{repo}/tree/{commits[1].sha}"
     assert lines[-1] == f'Pin this commit when loading: revision="{commits[1].sha}"'
     listed = dict(re.findall(r"^  (\S+) +([\d,]+) bytes$", done.stdout, re.MULTILINE))
     assert {name: int(size.replace(",", "")) for name, size in listed.items()} == {
@@ -88,7 +88,7 @@ result = printed.getvalue()
     head, card = client.run(code, folder=str(folder)).split("\n\nREADME.md:\n\n")
     assert len(hub.requests) == number
     assert "user/dry" not in hub.repositories
-    assert head.splitlines()[0] == "user/dry would hold these 17 files, which load and score in a clean process:"
+    assert head.splitlines()[0] == "user/dry would hold these 26 files, which load and score in a clean process:"
     assert {line.split()[0] for line in head.splitlines()[1:]} == FILES
     assert card.startswith("---\n")
     assert "# From the file" in card

@@ -289,6 +289,7 @@ except ImportError as error:
 # processes and ways to run text as code are not among them; what reads files here is Transformers' `from_pretrained`.
 ALLOWED_MODULES = {
     "__future__",
+    "bisect",
     "collections",
     "collections.abc",
     "contextlib",
@@ -296,7 +297,7 @@ ALLOWED_MODULES = {
     "dataclasses",
     "difflib",
     "functools",
-} | {"hashlib", "inspect", "itertools", "math", "pathlib", "re", "torch", "torch.nn", "typing"}
+} | {"hashlib", "inspect", "itertools", "json", "math", "pathlib", "re", "torch", "torch.nn", "typing"}
 # Of these, modules and functions are named; of `transformers` itself any class is.
 ALLOWED_NAMES = {
     "torch": {"nn"},
@@ -319,6 +320,14 @@ REFUSED_ATTRIBUTES = (
 )
 
 
+# A role in conversations too, so that the word alone is no reason.
+SYSTEM_ROLE = "system"
+
+
+def _is_system(names: list[ast.expr]) -> bool:
+    return any(isinstance(name, ast.Constant) and name.value == SYSTEM_ROLE for name in names)
+
+
 def complaints(source: str, siblings: set[str]) -> list[str]:
     """What the source of a shipped file does that it must not, one line each."""
     found = []
@@ -336,7 +345,9 @@ def complaints(source: str, siblings: set[str]) -> list[str]:
             found.append(f".{node.attr}")
         elif isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load":
             found.append("torch.load")
-        elif isinstance(node, ast.Constant) and node.value in REFUSED_ATTRIBUTES:
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and _is_system(node.args[1:2]):
+            found.append("'system', which getattr takes")
+        elif isinstance(node, ast.Constant) and node.value in REFUSED_ATTRIBUTES - {SYSTEM_ROLE}:
             found.append(f"{node.value!r}, which getattr takes")
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             # Transformers finds the files to copy with a regular expression, which reads docstrings too.

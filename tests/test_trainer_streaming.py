@@ -287,6 +287,7 @@ def test_several_sources_of_several_formats(tmp_path: Path, one_file: Path) -> N
         "steps": ["b"],
         "labels": [1.0],
         "problem_group": None,
+        "conversation": None,
         "source": f"{trl}:1",
         "record": 10**10 + 1,
     }
