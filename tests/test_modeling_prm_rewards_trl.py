@@ -98,8 +98,17 @@ def test_grpo_with_a_prm(kind: str, make_prm: Callable[..., Any], tmp_path: Path
     prm, processor = make_prm("llama")
     passes: list[int] = []
     prm.register_forward_hook(lambda module, args, output: passes.append(output.logits.shape[0]))
+    verifier = PRMVerifier(prm, processor)
+    scored: list[int] = []
+    score_solutions = verifier.score_solutions
+
+    def counted(problems: Any, solutions: Any, **options: Any) -> Any:
+        scored.append(len(solutions))
+        return score_solutions(problems, solutions, **options)
+
+    verifier.score_solutions = counted  # type: ignore[method-assign]
     reward = Recorder(
-        PRMVerifier(prm, processor),
+        verifier,
         temperature=TEMPERATURE,
         empty_reward=0.0,
         problem_key="question" if kind == "column" else None,
@@ -117,7 +126,7 @@ def test_grpo_with_a_prm(kind: str, make_prm: Callable[..., Any], tmp_path: Path
     logs = [log for log in trainer.state.log_history if "reward" in log]
     assert len(logs) == STEPS
     several_steps = 0
-    for (given, rewards), log in zip(reward.calls, logs, strict=True):
+    for (given, rewards), log, rows in zip(reward.calls, logs, list(scored), strict=True):
         assert {"prompts", "completions", "completion_ids", "question", "answer", "trainer_state"} <= given.keys()
         assert sorted(given["question"]) == sorted(PROBLEMS * GENERATIONS)
         completions = given["completions"]
@@ -125,6 +134,7 @@ def test_grpo_with_a_prm(kind: str, make_prm: Callable[..., Any], tmp_path: Path
             assert all([message["role"] for message in completion] == ["assistant"] for completion in completions)
             completions = [completion[0]["content"] for completion in completions]
         pairs = list(zip(given["question"], completions, strict=True))
+        assert rows == len({pair for pair in pairs if pair[1].strip()})
         expected = [alone(prm, processor, *pair) for pair in pairs]
         assert rewards == pytest.approx(expected, abs=1e-5)
         assert len({round(value, 4) for value in expected}) > 2

@@ -58,6 +58,15 @@ logger = logging.getLogger(__name__)
 
 REPORT_FILE, NUMBERS_FILE = "report.md", "report.yaml"
 _SAMPLED = ("monte_carlo", "first_error")
+# The methods that read an option; others read those that are not here.
+_OPTIONS_OF = {
+    "threshold": ("consensus",),
+    "labels": ("monte_carlo",),
+    "unchecked": ("arithmetic",),
+    "check_problem": ("first_error",),
+    **dict.fromkeys(("model", "server", "rollouts", "temperature", "top_p", "max_new_tokens", "instruction"), _SAMPLED),
+    **dict.fromkeys(("served_model", "tokenizer", "gguf_file", "prompt_template"), _SAMPLED),
+}
 
 
 @dataclass
@@ -147,6 +156,10 @@ class LabelArguments:
                 f"--temperature must be above 0 and --top-p above 0 and at most 1, got {self.temperature} and "
                 f"{self.top_p}"
             )
+        for name, methods in _OPTIONS_OF.items():
+            default = self.__dataclass_fields__[name].default
+            if self.method not in methods and getattr(self, name) != default:
+                raise ValueError(f"--{name.replace('_', '-')} is for --method {' or '.join(methods)}; leave it out")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
