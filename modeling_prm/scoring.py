@@ -19,8 +19,8 @@ __all__ = ["PRMVerifier", "check_processor", "evaluating", "input_device"]
 
 logger = logging.get_logger(__name__)
 
-# Padded tokens in one forward pass. On 2 CPU cores 512 and 1,024 were equally fast, 2,048 took a tenth longer and
-# 4,096 a fifth and more (SmolLM2-135M's shape, both dtypes); the other number is not tuned.
+# Padded tokens in one forward pass. On 2 CPU cores 512 and 1,024 were about equally fast, and 2,048 took up to a tenth
+# longer (5 layers of SmolLM2-135M's shape); the other number is not tuned.
 MAX_TOKENS_ON_CPU = 1_024
 MAX_TOKENS = 16_384
 # So many times as many are planned together, and of them this many times as many kept for others.
